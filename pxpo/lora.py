@@ -1,0 +1,175 @@
+"""LoRA as plain data, attached to the shared base model only while it is needed (by PEFT)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import Parameter
+
+from .errors import LoraError
+from .models import DiffusionModel
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+"""The attention projections, as in DDPO's public trainers."""
+
+FILE_NAME = "pytorch_lora_weights.safetensors"
+_ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank change of a UNet's attention: W + (alpha / rank) * B @ A.
+
+    weights: float32 on the CPU, by the UNet's parameter names.
+    """
+
+    rank: int
+    alpha: float
+    weights: dict[str, Tensor]
+
+
+def new_lora(model: DiffusionModel, rank: int, seed: int) -> Lora:
+    """A LoRA that changes nothing yet: A random (as PEFT's, but from `seed`), B zero."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, parameter in _attach(model, rank, rank).items():
+        weight = torch.zeros(parameter.shape)
+        if "lora_A" in name:
+            bound = 1 / math.sqrt(parameter.shape[1])
+            weight.uniform_(-bound, bound, generator=generator)
+        weights[name] = weight
+    return Lora(rank, float(rank), weights)
+
+
+@contextmanager
+def adapter(model: DiffusionModel, lora: Lora) -> Iterator[dict[str, Parameter]]:
+    """`model` with `lora` for a while; yields its parameters by name, ready to learn.
+
+    Whatever was there before (the bare model, or another LoRA) is back afterwards, also after an
+    exception or when the surrounding generator is closed. What was learnt is lost unless it is
+    taken out with `weights_of`.
+    """
+    before: Lora | None = getattr(model.unet, "_pxpo_lora", None)
+    if before is not None:
+        before = Lora(before.rank, before.alpha, weights_of(_parameters(model)))
+    try:
+        yield _activate(model, lora)
+    finally:
+        if before is None:
+            model.unet.disable_adapters()
+            model.unet._pxpo_lora = None
+        else:
+            _activate(model, before)
+
+
+def weights_of(parameters: dict[str, Parameter]) -> dict[str, Tensor]:
+    """A copy of the parameters as plain data."""
+    return {name: value.detach().float().cpu().clone() for name, value in parameters.items()}
+
+
+def _activate(model: DiffusionModel, lora: Lora) -> dict[str, Parameter]:
+    parameters = _attach(model, lora.rank, lora.alpha)
+    if parameters.keys() != lora.weights.keys():
+        odd = sorted(parameters.keys() ^ lora.weights.keys())
+        raise LoraError(
+            f"The LoRA does not fit {model.name!r}: {len(odd)} of its matrices have no partner, "
+            f"the first is {odd[0]!r}. It was made for another base model."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != lora.weights[name].shape:
+                raise LoraError(
+                    f"The LoRA does not fit {model.name!r}: {name} is "
+                    f"{tuple(lora.weights[name].shape)}, the model wants {tuple(parameter.shape)}."
+                )
+            parameter.copy_(lora.weights[name])
+            parameter.grad = None
+    model.unet.enable_adapters()
+    model.unet._pxpo_lora = lora
+    return parameters
+
+
+def _attach(model: DiffusionModel, rank: int, alpha: float) -> dict[str, Parameter]:
+    """LoRA layers of this rank in the UNet, in float32, and their parameters by name."""
+    present = getattr(model.unet, "peft_config", {}).get(_ADAPTER)
+    if present is None or (present.r, present.lora_alpha) != (rank, alpha):
+        if present is not None:
+            model.unet.delete_adapters(_ADAPTER)
+        model.unet.add_adapter(
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS)), _ADAPTER
+        )
+        model.unet.disable_adapters()
+    parameters = _parameters(model)
+    for parameter in parameters.values():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def _parameters(model: DiffusionModel) -> dict[str, Parameter]:
+    return {name: p for name, p in model.unet.named_parameters() if ".lora_" in name}
+
+
+def save_lora(model: DiffusionModel, lora: Lora, folder: Path) -> Path:
+    """Write `folder`/pytorch_lora_weights.safetensors in diffusers' format, for any stock pipeline."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with adapter(model, lora):
+        state = convert_state_dict_to_diffusers(get_peft_model_state_dict(model.unet))
+        config: Any = model.unet.peft_config[_ADAPTER].to_dict()
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers={name: value.cpu().contiguous() for name, value in state.items()},
+        unet_lora_adapter_metadata=config,
+    )
+    return folder / FILE_NAME
+
+
+def load_lora(path: Path) -> Lora:
+    """Read a LoRA of the UNet's attention from a .safetensors file or a folder that holds one."""
+    path = Path(path)
+    file = path / FILE_NAME if path.is_dir() else path
+    try:
+        state = load_file(file)
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise LoraError(
+            f"No LoRA can be read from {str(path)!r} ({error}); it must be a folder with "
+            f"{FILE_NAME} in it, or a .safetensors file."
+        ) from error
+    others = sorted(name for name in state if not name.startswith("unet."))
+    if others:
+        raise LoraError(
+            f"The LoRA in {str(file)!r} changes more than the UNet ({others[0]!r}); only LoRAs of "
+            "the UNet's attention can be continued."
+        )
+    state = {name.removeprefix("unet."): value for name, value in state.items()}
+    state = convert_unet_state_dict_to_peft(state)
+    weights = {
+        name.replace(".weight", f".{_ADAPTER}.weight"): value.float()
+        for name, value in state.items()
+        if not name.endswith(".alpha")
+    }
+    ranks = {value.shape[0] for name, value in weights.items() if ".lora_A." in name}
+    if len(ranks) != 1:
+        raise LoraError(
+            f"The LoRA in {str(file)!r} has the ranks {sorted(ranks)}; it must have one."
+        )
+    rank = ranks.pop()
+    config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    return Lora(rank, float(config.get("unet.lora_alpha", rank)), weights)

@@ -1,0 +1,93 @@
+"""Pictures of a run: heat-maps over images (Fig. 7), evolution strips (1, 3, 5), reward curves (4, 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+GREEN, RED = (20, 150, 70), (205, 40, 50)
+INK, PAPER = (35, 38, 47), (255, 255, 255)
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """A PIL image of one image: (3, H, W) in [0, 1], or (H, W, 3) uint8."""
+    if image.dtype != torch.uint8:
+        image = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    return Image.fromarray(image.contiguous().numpy())
+
+
+def heat_map(image: Tensor, reward_map: Tensor, limit: float | None = None) -> Image.Image:
+    """The reward map (H, W) laid over its image (3, H, W) in [0, 1]: green for gain, red for loss.
+
+    limit: the size of reward that is fully opaque; the map's own largest when None.
+    """
+    limit = limit or max(reward_map.abs().max().item(), 1e-12)
+    strength = (reward_map / limit).clamp(-1, 1)[None]  # (1, H, W)
+    tint = torch.where(strength > 0, _colour(GREEN), _colour(RED))  # (3, H, W)
+    grey = 0.35 * image.mean(0, keepdim=True) + 0.65 * image
+    cover = 0.8 * strength.abs()
+    return to_picture(grey * (1 - cover) + tint * cover)
+
+
+def _colour(rgb: tuple[int, int, int]) -> Tensor:
+    return torch.tensor(rgb).view(3, 1, 1) / 255
+
+
+def strip(
+    rows: Sequence[Sequence[Image.Image]],
+    columns: Sequence[str],
+    names: Sequence[str] = (),
+    *,
+    side: int = 128,
+) -> Image.Image:
+    """Rows of pictures under a line of column titles, `names` at the left of the rows."""
+    font = ImageFont.load_default(size=max(12, side // 9))
+    gap, head = max(3, side // 32), side // 5
+    left = max((round(font.getlength(name)) + 2 * gap for name in names), default=0)
+    size = (left + len(columns) * (side + gap) + gap, head + len(rows) * (side + gap))
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for place, title in enumerate(columns):
+        x = left + gap + place * (side + gap) + side / 2
+        draw.text((x, head / 2), title, INK, font, anchor="mm")
+    for line, row in enumerate(rows):
+        y = head + line * (side + gap)
+        if line < len(names):
+            draw.text((gap, y + side / 2), names[line], INK, font, anchor="lm")
+        for place, picture in enumerate(row):
+            x = left + gap + place * (side + gap)
+            sheet.paste(
+                picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), (x, y)
+            )
+    return sheet
+
+
+def reward_curve(
+    lines: dict[str, tuple[Sequence[float], Sequence[float]]], title: str = "", of: str = "step"
+) -> Figure:
+    """Mean reward against updates, one line per name: (means, standard deviations over images)."""
+    with matplotlib.rc_context(
+        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure = Figure(figsize=(7, 3.6), layout="constrained", dpi=120)
+        axes = figure.subplots()
+        for number, (name, (means, deviations)) in enumerate(lines.items()):
+            x = np.arange(len(means))
+            means, deviations = np.asarray(means), np.asarray(deviations)
+            (line,) = axes.plot(x, means, marker="osD^"[number % 4], markersize=4, label=name)
+            band = {"color": line.get_color(), "alpha": 0.15, "linewidth": 0}
+            axes.fill_between(x, means - deviations, means + deviations, **band)
+        axes.set_xlabel(of)
+        axes.set_ylabel("mean reward per pixel (± over images)")
+        axes.set_title(title, loc="left")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.25)
+        if len(lines) > 1:
+            axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,126 @@
+"""Sampling: stochastic DDIM as a generator that hands control back after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import Sampling
+from .ddim import Schedule, expected_image, make_schedule, step
+from .errors import SettingError
+from .models import DiffusionModel
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a long piece of work stands, handed to the caller between two of its steps.
+
+    latents: (B, C, h, w), the images as the model now expects them to become, while sampling.
+    """
+
+    phase: str
+    done: int
+    total: int
+    latents: Tensor | None = None
+
+
+def finish(work: Generator[Progress, None, Result]) -> Result:
+    """Run a generator to its end and return its result, for callers who need no progress."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The randomness of one image: `start` seeds x_T, `steps` the noise of the steps.
+
+    With `steps` None the steps go on with the start's generator: the picture that a stock pipeline
+    makes with `torch.Generator().manual_seed(start)`.
+    """
+
+    start: int
+    steps: int | None = None
+
+    def draw(self, shape: tuple[int, ...], steps: int) -> Tensor:
+        """(steps + 1, *shape) float32: x_T, then each step's z; the same on any machine."""
+        generator = torch.Generator().manual_seed(self.start)
+        first = torch.randn((1, *shape), generator=generator)
+        if self.steps is not None:
+            generator = torch.Generator().manual_seed(self.steps)
+        rest = [torch.randn((1, *shape), generator=generator) for _ in range(steps)]
+        return torch.cat([first, *rest])
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed of its own for each tuple of non-negative numbers, e.g. (run, step, image)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What one rollout did: the states and actions that learning replays, as data on the CPU.
+
+    latents: (T + 1, B, C, h, w) float32, x_T first and x_0 last. noise: (T, B, C, h, w), each
+    step's z. cond: (B, L, D). uncond: (1, L, D). images: (B, 3, H, W) in [0, 1].
+    """
+
+    latents: Tensor
+    noise: Tensor
+    schedule: Schedule
+    cond: Tensor
+    uncond: Tensor
+    guidance_scale: float
+    images: Tensor
+
+
+@torch.no_grad()
+def rollout(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    noise: Sequence[Noise],
+    sampling: Sampling,
+    phase: str = "denoising",
+) -> Generator[Progress, None, Trajectory]:
+    """Sample one image for each prompt and noise; yields after each step, returns the Trajectory.
+
+    An image depends on its own prompt and noise alone, not on the batch it is in.
+    """
+    if len(prompts) != len(noise) or not prompts:
+        raise SettingError(
+            f"{len(prompts)} prompts and {len(noise)} noises; give one noise for each prompt."
+        )
+    schedule = make_schedule(model.scheduler, sampling.steps, sampling.eta)
+    steps, count = len(schedule), len(prompts)
+    cond, uncond = model.encode_prompts(list(prompts)), model.encode_prompts([""])
+    drawn = torch.stack([one.draw(model.latent_shape, steps) for one in noise], dim=1)
+    x, z = drawn[0], drawn[1:]  # (B, C, h, w), (T, B, C, h, w)
+    eps = torch.empty_like(x)
+    latents = [x]
+    for index in range(steps):
+        at = schedule[index]
+
+        def predict(part: slice, x: Tensor = x, t: Tensor = at.t) -> None:
+            eps[part] = model.predict_noise(
+                x[part], t.expand(len(x[part])), cond[part], uncond, sampling.guidance_scale
+            ).cpu()
+
+        for _ in model.fold("sample", count, predict):
+            pass
+        preview = expected_image(x, eps, at)
+        x = step(x, eps, z[index], at)
+        latents.append(x)
+        yield Progress(phase, index + 1, steps, preview)
+    return Trajectory(
+        torch.stack(latents), z, schedule, cond.cpu(), uncond.cpu(), sampling.guidance_scale,
+        model.decode(x),
+    )  # fmt: skip

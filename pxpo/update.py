@@ -1,0 +1,175 @@
+"""The update of Eq. 6 as one vector-Jacobian product per chunk of (image, step) pairs.
+
+For a step x_prev = a x_t + c eps + sigma z, on policy,
+
+    d log p / d eps = z c / sigma,   so   d J / d theta = sum A^ij z^ij (c / sigma) d eps^ij / d theta,
+
+with A the latent credit: no stored log-probabilities, no division by sigma squared, and an
+importance ratio of 1 by construction. x_t and z are data, so no graph runs through time and the
+steps are independent: they are folded into the batch.
+
+Departures from the paper, all of them settings:
+
+- Eq. 6 sums over time and pixels, Fig. 2's caption averages; we average. A latent pixel's
+  log-probability is the sum over its channels (the paper does not say).
+- `baseline="location"` and `"area"` replace the paper's standardisation (`"global"`).
+- `step_weights="flat"` replaces |c / sigma|, which makes the last, detail-making steps the loudest,
+  by 1.
+- `hold` adds a per-pixel KL divergence to the base model where the map says nothing.
+- `unconditional="detached"` and `timesteps` < 1 trade exactness for speed.
+
+The preset "paper" of config.py has none of the last four.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from .config import Learning
+from .errors import DivergedError, RewardError, SettingError
+from .models import DiffusionModel, without_lora
+from .rollout import Progress, Trajectory
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an update saw: the gradient's norm before clipping, and the mean KL divergence to the
+    base model of a held latent pixel and step (0 when hold is 0)."""
+
+    grad_norm: float
+    kl: float
+
+
+def update(
+    model: DiffusionModel,
+    parameters: dict[str, Parameter],
+    optimizer: torch.optim.Optimizer,
+    trajectory: Trajectory,
+    credit: Tensor,
+    learning: Learning,
+    *,
+    silence: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Generator[Progress, None, Report]:
+    """One optimizer step on `parameters`, the LoRA attached to `model`; yields after each chunk.
+
+    credit: (B, h, w), the weight A of each latent pixel. silence: (B, h, w) in [0, 1], where
+    `hold` pulls; everywhere when None. generator: draws the steps when `timesteps` < 1.
+    The result does not depend on the size of the chunks beyond float rounding.
+    Raises DivergedError, before anything is changed, when the gradient is not finite.
+    """
+    report = yield from accumulate_gradient(
+        model, parameters, trajectory, credit, learning, silence=silence, generator=generator
+    )
+    if not math.isfinite(report.grad_norm):
+        raise DivergedError(
+            f"The gradient's norm is {report.grad_norm}; the step was not taken and the LoRA is as "
+            f"before. Try a learning rate below {learning.learning_rate:g}, or fewer extreme rewards."
+        )
+    if learning.max_grad_norm:
+        torch.nn.utils.clip_grad_norm_(parameters.values(), learning.max_grad_norm)
+    optimizer.step()
+    return report
+
+
+def accumulate_gradient(
+    model: DiffusionModel,
+    parameters: dict[str, Parameter],
+    trajectory: Trajectory,
+    credit: Tensor,
+    learning: Learning,
+    *,
+    silence: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Generator[Progress, None, Report]:
+    """Set each parameter's .grad to the gradient of
+
+        - mean over (step, image, pixel) of A log p  +  hold * mean of silence * KL(p || base)
+
+    as described above; arguments as in `update`. KL of a pixel is (c/sigma)^2 (eps - eps_base)^2 / 2
+    summed over channels.
+    """
+    latents, z, schedule = trajectory.latents, trajectory.noise, trajectory.schedule
+    images, (h, w) = latents.shape[1], latents.shape[-2:]
+    _check("credit", credit, (images, h, w))
+    silence = torch.ones_like(credit) if silence is None else silence
+    _check("silence", silence, (images, h, w))
+    steps = _chosen_steps(schedule.sigma, learning.timesteps, generator)
+    ratio = schedule.c / schedule.sigma  # -inf where sigma is 0: never chosen
+    if learning.step_weights == "flat":
+        ratio = ratio.sign()
+    # With the unconditional half detached, guidance is a mere factor on the conditional one.
+    detached = learning.unconditional == "detached"
+    guidance = 1.0 if detached else trajectory.guidance_scale
+    factor = trajectory.guidance_scale if detached else 1.0
+    # Half precision underflows on a mean over millions of terms: divide at the end, in float32.
+    pairs = torch.cartesian_prod(steps, torch.arange(images))  # (P, 2): step, image
+    loudest = credit.abs().max().clamp(min=1e-12) if credit.any() else torch.tensor(1.0)
+    scale = 1.0 / loudest.item()
+    totals = [torch.zeros_like(p) for p in parameters.values()]
+    divergence = 0.0
+
+    def work(part: slice) -> None:
+        nonlocal divergence
+        step, image = pairs[part].unbind(1)
+        x_t, t = latents[step, image], schedule.t[step]
+        cond = trajectory.cond[image]
+
+        def predict() -> Tensor:
+            return factor * model.predict_noise(x_t, t, cond, trajectory.uncond, guidance)
+
+        eps = predict()
+        weight = ratio[step].view(-1, 1, 1, 1)
+        cotangent = -weight * credit[image, None] * z[step, image]  # (P, C, h, w)
+        kl = 0.0
+        if learning.hold:
+            with torch.no_grad(), without_lora(model):
+                drift = (eps - predict()).cpu()
+            pull = learning.hold * weight**2 * silence[image, None] * drift
+            kl = 0.5 * (pull * drift).sum().item() / learning.hold
+            cotangent = cotangent + pull
+        gradients = torch.autograd.grad(
+            eps, list(parameters.values()), (scale * cotangent).to(eps.device)
+        )
+        # Nothing above left a trace, so a chunk that ran out of memory can be tried again.
+        divergence += kl
+        for total, gradient in zip(totals, gradients, strict=True):
+            total += gradient
+
+    for done in model.fold("learn", len(pairs), work):
+        yield Progress("learning", done, len(pairs))
+    count = len(pairs) * h * w
+    for parameter, total in zip(parameters.values(), totals, strict=True):
+        parameter.grad = total / (scale * count)
+    norm = torch.linalg.vector_norm(
+        torch.stack([p.grad.norm() for p in parameters.values() if p.grad is not None])
+    )
+    return Report(
+        norm.item(), divergence / (len(pairs) * max(silence.sum().item() / images, 1e-12))
+    )
+
+
+def _chosen_steps(sigma: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """Indices of the steps to learn from: never one without noise, which has no log-probability."""
+    noisy = torch.nonzero(sigma > 0).flatten()
+    if not len(noisy):
+        raise SettingError("every step has sigma = 0, so there is nothing to learn; use eta > 0.")
+    if share >= 1:
+        return noisy
+    if generator is None:
+        raise SettingError(f"timesteps is {share} and needs a generator to draw the steps with.")
+    count = max(1, round(share * len(noisy)))
+    return noisy[torch.randperm(len(noisy), generator=generator)[:count]].sort().values
+
+
+def _check(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(values.shape) != shape:
+        raise RewardError(f"{name} has the shape {tuple(values.shape)}; these images need {shape}.")
+    if not torch.isfinite(values).all():
+        raise RewardError(f"{name} has values that are not finite (NaN or infinite).")
