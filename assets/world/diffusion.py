@@ -1,0 +1,116 @@
+"""Tiny World's painter: a text encoder and a UNet, trained together on latents and captions."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from .autoencoder import LATENT_CHANNELS
+from .text import new_text_encoder
+from .training import batches, train
+
+DROPPED = 0.1  # share of captions left empty, for classifier-free guidance
+SNR_CAP = 5.0  # "min-SNR" weighting, Hang et al., arXiv 2303.09556
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Stable Diffusion v1.4's own configuration."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def new_unet(context: int) -> UNet2DConditionModel:
+    """Cross-attention at every scale: at 16x16 latents it is cheap, and it is where a LoRA acts."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(64, 128, 192),
+        layers_per_block=1,
+        attention_head_dim=(2, 4, 6),  # numbers of heads, in spite of the name
+        cross_attention_dim=context,
+        norm_num_groups=16,
+    )
+
+
+class Painter(nn.Module):
+    """UNet and text encoder as one module, for one optimizer and one average."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.text = new_text_encoder(tokenizer)
+        self.unet = new_unet(self.text.config.hidden_size)
+
+    def forward(self, noisy: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        return self.unet(noisy, t, self.text(ids).last_hidden_state).sample
+
+
+def tokens_of(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def mirrored(caption: str) -> str:
+    """The caption of the picture seen in a mirror."""
+    swap = {"left": "right", "right": "left"}
+    return " ".join(swap.get(word, word) for word in caption.split())
+
+
+def train_painter(
+    latents: Tensor,
+    captions: list[str],
+    tokenizer: CLIPTokenizer,
+    device: torch.device,
+    *,
+    steps: int,
+    seed: int,
+    batch: int = 48,
+    learning_rate: float = 1.2e-3,
+    compiled: bool = False,
+    start: dict[str, Tensor] | None = None,
+) -> Painter:
+    """Learn to predict the noise in `latents` (N, C, h, w), scaled to variance 1, given `captions`."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    ids, empty = tokens_of(tokenizer, captions), tokens_of(tokenizer, [""])
+    alphas = new_scheduler().alphas_cumprod
+    picks = batches(len(latents), batch, generator)
+    painter = Painter(tokenizer).to(device)
+    if start is not None:
+        painter.load_state_dict(start)
+    predict = torch.compile(painter) if compiled else painter
+
+    def loss_of(_: nn.Module, step: int) -> Tensor:
+        chosen = next(picks)
+        clean, words = latents[chosen].float(), ids[chosen]
+        words = torch.where(torch.rand(batch, 1, generator=generator) < DROPPED, empty, words)
+        # One time in each of `batch` equal slices: the loss of a step varies far less.
+        t = ((torch.arange(batch) + torch.rand(batch, generator=generator)) * 1000 / batch).long()
+        noise = torch.randn(clean.shape, generator=generator)
+        alpha = alphas[t].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        with torch.autocast(device.type, torch.bfloat16):
+            eps = predict(noisy.to(device), t.to(device), words.to(device))
+        error = (eps.float() - noise.to(device)).square().mean((1, 2, 3))
+        snr = alphas[t] / (1 - alphas[t])
+        return (error * (snr.clamp(max=SNR_CAP) / snr).to(device)).mean()
+
+    return train("painter", painter, loss_of, steps=steps, learning_rate=learning_rate)
+
+
+def save_painter(painter: Painter, tokenizer: CLIPTokenizer, folder) -> None:  # noqa: ANN001
+    """Half precision and 9 MB shards for the UNet: a Space refuses files of over 10 MB."""
+    tokenizer.save_pretrained(folder / "tokenizer")
+    painter.text.save_pretrained(folder / "text_encoder")
+    painter.unet.half().save_pretrained(folder / "unet", max_shard_size="9MB")
+    painter.unet.float()
+    new_scheduler().save_pretrained(folder / "scheduler")
