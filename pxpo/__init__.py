@@ -8,12 +8,12 @@
         session = finish(generate(model, session))
         maps = ColorReward("blue")(session.trajectory.images)
         session = finish(learn(model, session, maps))
-    save_lora(model, session.lora, "my-lora")
+    save_lora(session.lora, "my-lora")
 
-Shapes: B images, T steps, C latent channels, h x w the latent's size, H x W the image's. Images are
-(B, 3, H, W) in [0, 1], reward maps (B, H, W), latent rewards and credits (B, h, w).
+Shapes: B images, T steps, C latent channels, h x w the latent's size, H x W the image's. Images
+are (B, 3, H, W) in [0, 1], reward maps (B, H, W), latent rewards and credits (B, h, w).
 
-The way through: prompt -> rollout -> trajectory -> images -> reward maps -> latent credit -> update.
+The way: prompt -> rollout -> trajectory -> images -> reward maps -> latent credit -> update.
 """
 
 from .config import EXPERIMENTS, Settings, settings_for

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .config import EXPERIMENTS, Settings, checked, settings_for
+from .config import EXPERIMENTS, Settings, checked, kind_of, settings_for
 from .errors import PxpoError, RunError, SettingError
 from .lora import save_lora
 from .models import DiffusionModel, load_model
@@ -94,7 +94,7 @@ def add_setting(parser: argparse.ArgumentParser, entry: Field, default: Any) -> 
 
     def parse(text: str) -> Any:
         try:
-            return checked(entry, type(entry.default)(text))
+            return checked(entry, kind_of(entry)(text))
         except SettingError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
         except ValueError:
@@ -245,7 +245,7 @@ def write_results(
     model: DiffusionModel, session: Session, folder: Path, heat: list[Image.Image]
 ) -> None:
     """The LoRA, the numbers, and the pictures that the paper shows of a run."""
-    save_lora(model, session.lora, folder)
+    save_lora(session.lora, folder)
     metrics = [snapshot.metrics for snapshot in session.history]
     lines = [json.dumps({"step": step, **numbers}) for step, numbers in enumerate(metrics)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")

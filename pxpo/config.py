@@ -6,7 +6,7 @@ The command line and the page read names, help, defaults and bounds from here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
@@ -35,9 +35,14 @@ class _Validated:
             object.__setattr__(self, entry.name, checked(entry, getattr(self, entry.name)))
 
 
+def kind_of(entry: Field) -> Callable[[Any], Any]:
+    """The type of a setting: str, int or float."""
+    return type(entry.default)
+
+
 def checked(entry: Field, value: Any) -> Any:
     """`value` as the field's type, or a SettingError that names the value and the limit."""
-    name, limits, kind = entry.name, entry.metadata, type(entry.default)
+    name, limits, kind = entry.name, entry.metadata, kind_of(entry)
     if limits["choices"]:
         if value not in limits["choices"]:
             raise SettingError(
@@ -109,7 +114,10 @@ class Learning(_Validated):
         "flat", "how loud each step speaks: as in Eq. 6, or all alike", choices=("paper", "flat")
     )
     hold: float = _setting(
-        0.0, "pull towards the base model where the map says nothing (per-pixel KL)", low=0.0
+        0.0,
+        "pull towards the base model where the map says nothing (per-pixel KL)",
+        low=0.0,
+        high=1000.0,
     )
     unconditional: str = _setting(
         "exact",
@@ -135,10 +143,18 @@ class Settings(Sampling, Credit, Learning):
         choices=("fresh", "start", "whole"),
     )
     shown: int = _setting(
-        4, "images on noise that never changes, shown after each update: this seed's, then held out",
+        4, "images on fixed noise, shown after each update: this seed's, then held-out ones",
         low=1, high=256,
     )  # fmt: skip
     rank: int = _setting(8, "the LoRA's rank", low=1, high=512)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.baseline == "location" and self.images < 2:
+            raise SettingError(
+                f"baseline is 'location', which compares images, and needs at least 2; images is "
+                f"{self.images}. Use more images, or baseline 'area' or 'none'."
+            )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -49,7 +49,7 @@ def _overlap(source: int, target: int) -> Tensor:
 
 def standardise(latent_reward: Tensor) -> Tensor:
     """Mean 0 and standard deviation 1 over all pixels of all images: the paper's, for SegFormer."""
-    return (latent_reward - latent_reward.mean()) / _spread(latent_reward)
+    return _scaled(latent_reward - latent_reward.mean(), latent_reward)
 
 
 def per_location(latent_reward: Tensor) -> Tensor:
@@ -63,8 +63,7 @@ def per_location(latent_reward: Tensor) -> Tensor:
             "baseline='location' compares images with one another and needs at least 2; this is 1. "
             "Use more images a step, or another baseline."
         )
-    centred = latent_reward - latent_reward.mean(dim=0)
-    return centred / _spread(centred)
+    return _scaled(latent_reward - latent_reward.mean(dim=0), latent_reward)
 
 
 def by_area(latent_reward: Tensor) -> Tensor:
@@ -81,14 +80,14 @@ def by_area(latent_reward: Tensor) -> Tensor:
 def smooth(latent_reward: Tensor, radius: float) -> Tensor:
     """Spread each image's map with a Gaussian of standard deviation `radius` latent pixels.
 
-    Heat flow on a plate with insulated edges, in its cosine basis: 0 changes nothing, infinity
-    gives the image's mean everywhere, and the mean is kept at every radius between.
+    Heat flow on a grid with insulated edges, in its cosine basis: 0 changes nothing, infinity
+    gives the image's mean everywhere; at every radius the mean is kept and no sign is turned.
     """
     if radius == 0:
         return latent_reward
     for axis in (1, 2):
         basis, frequency = _cosines(latent_reward.shape[axis])
-        decay = torch.where(frequency > 0, torch.exp(-0.5 * (frequency * radius) ** 2), 1.0)
+        decay = torch.where(frequency > 0, torch.exp((frequency.cos() - 1) * radius**2), 1.0)
         flow = (basis.T * decay) @ basis
         latent_reward = torch.movedim(latent_reward, axis, -1) @ flow.to(latent_reward)
         latent_reward = torch.movedim(latent_reward, -1, axis)
@@ -96,16 +95,17 @@ def smooth(latent_reward: Tensor, radius: float) -> Tensor:
 
 
 def _cosines(size: int) -> tuple[Tensor, Tensor]:
-    """The orthonormal cosine basis (DCT-II) as rows (size, size), and each row's angular frequency."""
+    """The orthonormal cosine basis (DCT-II) as rows (size, size), and each row's frequency."""
     frequency = torch.arange(size, dtype=torch.float64) * math.pi / size
     basis = torch.cos(frequency[:, None] * (torch.arange(size, dtype=torch.float64) + 0.5))
     return basis / basis.norm(dim=1, keepdim=True), frequency
 
 
-def _spread(values: Tensor) -> Tensor:
-    """Standard deviation, and 1 where there is none: a map without differences teaches nothing."""
-    spread = values.std(correction=0)
-    return torch.where(spread > 1e-8, spread, torch.ones_like(spread))
+def _scaled(centred: Tensor, latent_reward: Tensor) -> Tensor:
+    """`centred` with standard deviation 1, or zeros where all that differs is the rounding."""
+    spread = centred.std(correction=0)
+    rounding = 1e-6 * latent_reward.abs().max()
+    return torch.where(spread > rounding, centred / spread, torch.zeros_like(centred))
 
 
 BASELINES = {

@@ -46,10 +46,10 @@ class Schedule:
 
     @property
     def c(self) -> Tensor:
-        """d mean / d eps of each step, (T,) float32; negative but for a last step without noise."""
+        """d mean / d eps of each step, (T,); negative but for a last step without noise."""
         alpha, alpha_prev = self.alpha.double(), self.alpha_prev.double()
         direction = (1 - alpha_prev - self.sigma.double() ** 2).clamp(min=0).sqrt()
-        return (direction - (alpha_prev / alpha * (1 - alpha)).sqrt()).float()
+        return (direction - (alpha_prev / alpha * (1 - alpha)).sqrt()).to(self.alpha)
 
 
 def make_schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
@@ -75,6 +75,11 @@ def make_schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
         )
     scheduler.set_timesteps(steps)
     t = scheduler.timesteps.long().cpu()
+    if t.max() >= train_steps:
+        raise SettingError(
+            f"steps is {steps}, and the model's steps_offset leads beyond its {train_steps} "
+            f"training steps; use at most {train_steps // 2}."
+        )
     t_prev = t - train_steps // steps
     final = torch.as_tensor(scheduler.final_alpha_cumprod, dtype=alphas.dtype)
     alpha = alphas[t]

@@ -8,17 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Linear, Parameter
 
 from .errors import LoraError
 from .models import DiffusionModel
@@ -46,12 +44,15 @@ def new_lora(model: DiffusionModel, rank: int, seed: int) -> Lora:
     """A LoRA that changes nothing yet: A random (as PEFT's, but from `seed`), B zero."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
-    for name, parameter in _attach(model, rank, rank).items():
-        weight = torch.zeros(parameter.shape)
-        if "lora_A" in name:
-            bound = 1 / math.sqrt(parameter.shape[1])
-            weight.uniform_(-bound, bound, generator=generator)
-        weights[name] = weight
+    for name, module in model.unet.named_modules():
+        name = name.removesuffix(".base_layer")  # its name while another LoRA is attached
+        if isinstance(module, Linear) and name.endswith(TARGETS):
+            bound = 1 / math.sqrt(module.in_features)
+            down = torch.empty(rank, module.in_features).uniform_(
+                -bound, bound, generator=generator
+            )
+            weights[f"{name}.lora_A.{_ADAPTER}.weight"] = down
+            weights[f"{name}.lora_B.{_ADAPTER}.weight"] = torch.zeros(module.out_features, rank)
     return Lora(rank, float(rank), weights)
 
 
@@ -59,21 +60,22 @@ def new_lora(model: DiffusionModel, rank: int, seed: int) -> Lora:
 def adapter(model: DiffusionModel, lora: Lora) -> Iterator[dict[str, Parameter]]:
     """`model` with `lora` for a while; yields its parameters by name, ready to learn.
 
-    Whatever was there before (the bare model, or another LoRA) is back afterwards, also after an
-    exception or when the surrounding generator is closed. What was learnt is lost unless it is
-    taken out with `weights_of`.
+    The bare model is back afterwards, also after an exception or when the surrounding generator is
+    closed. What was learnt is lost unless it is taken out with `weights_of`. One LoRA at a time:
+    a second one, while the first is still in (a generator that was not finished, say), is refused
+    with a LoraError, because the two would spoil each other's images.
     """
-    before: Lora | None = getattr(model.unet, "_pxpo_lora", None)
-    if before is not None:
-        before = Lora(before.rank, before.alpha, weights_of(_parameters(model)))
+    if model.busy:
+        raise LoraError(
+            f"{model.name!r} is at work with another LoRA; finish or close that work first."
+        )
+    model.busy = True
     try:
         yield _activate(model, lora)
     finally:
-        if before is None:
+        if hasattr(model.unet, "peft_config"):
             model.unet.disable_adapters()
-            model.unet._pxpo_lora = None
-        else:
-            _activate(model, before)
+        model.busy = False
 
 
 def weights_of(parameters: dict[str, Parameter]) -> dict[str, Tensor]:
@@ -99,7 +101,6 @@ def _activate(model: DiffusionModel, lora: Lora) -> dict[str, Parameter]:
             parameter.copy_(lora.weights[name])
             parameter.grad = None
     model.unet.enable_adapters()
-    model.unet._pxpo_lora = lora
     return parameters
 
 
@@ -109,9 +110,7 @@ def _attach(model: DiffusionModel, rank: int, alpha: float) -> dict[str, Paramet
     if present is None or (present.r, present.lora_alpha) != (rank, alpha):
         if present is not None:
             model.unet.delete_adapters(_ADAPTER)
-        model.unet.add_adapter(
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS)), _ADAPTER
-        )
+        model.unet.add_adapter(_config(rank, alpha), _ADAPTER)
         model.unet.disable_adapters()
     parameters = _parameters(model)
     for parameter in parameters.values():
@@ -120,21 +119,23 @@ def _attach(model: DiffusionModel, rank: int, alpha: float) -> dict[str, Paramet
     return parameters
 
 
+def _config(rank: int, alpha: float) -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS))
+
+
 def _parameters(model: DiffusionModel) -> dict[str, Parameter]:
     return {name: p for name, p in model.unet.named_parameters() if ".lora_" in name}
 
 
-def save_lora(model: DiffusionModel, lora: Lora, folder: Path) -> Path:
-    """Write `folder`/pytorch_lora_weights.safetensors in diffusers' format, for any stock pipeline."""
+def save_lora(lora: Lora, folder: Path) -> Path:
+    """Write `folder`/pytorch_lora_weights.safetensors in diffusers' format, for stock pipelines."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with adapter(model, lora):
-        state = convert_state_dict_to_diffusers(get_peft_model_state_dict(model.unet))
-        config: Any = model.unet.peft_config[_ADAPTER].to_dict()
+    state = {name.replace(f".{_ADAPTER}.", "."): w for name, w in lora.weights.items()}
     StableDiffusionPipeline.save_lora_weights(
         folder,
-        unet_lora_layers={name: value.cpu().contiguous() for name, value in state.items()},
-        unet_lora_adapter_metadata=config,
+        unet_lora_layers=convert_state_dict_to_diffusers(state),
+        unet_lora_adapter_metadata=_config(lora.rank, lora.alpha).to_dict(),
     )
     return folder / FILE_NAME
 
@@ -171,5 +172,11 @@ def load_lora(path: Path) -> Lora:
             f"The LoRA in {str(file)!r} has the ranks {sorted(ranks)}; it must have one."
         )
     rank = ranks.pop()
-    config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    return Lora(rank, float(config.get("unet.lora_alpha", rank)), weights)
+    alphas = {value.item() for name, value in state.items() if name.endswith(".alpha")}
+    if "lora_adapter_metadata" in metadata:
+        alphas.add(json.loads(metadata["lora_adapter_metadata"]).get("unet.lora_alpha", rank))
+    if len(alphas) > 1:
+        raise LoraError(
+            f"The LoRA in {str(file)!r} has the alphas {sorted(alphas)}; it must have one."
+        )
+    return Lora(rank, float(alphas.pop() if alphas else rank), weights)

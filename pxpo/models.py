@@ -1,4 +1,4 @@
-"""A latent diffusion model in the order it is used: load, encode a prompt, predict noise, decode."""
+"""A latent diffusion model, in the order of use: load, encode a prompt, predict noise, decode."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ class DiffusionModel:
 
     name: where it was loaded from. device: a torch device. latent_shape: (C, h, w).
     image_size: (H, W). alphas: (train steps,) the scheduler's cumulative products.
+    busy: whether a LoRA is attached at the moment.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, device: str, name: str) -> None:
@@ -85,6 +86,7 @@ class DiffusionModel:
                 "choose a plain Stable Diffusion 1.x or 2.x model."
             )
         self.name = name
+        self.busy = False  # whether somebody's LoRA is attached
         self.device = torch.device(device)
         self.tokenizer = pipeline.tokenizer
         self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval().to(device)
@@ -129,22 +131,21 @@ class DiffusionModel:
         uncond: Tensor | None = None,
         guidance_scale: float = 1.0,
     ) -> Tensor:
-        """eps (B, C, h, w) float32 with classifier-free guidance: the one place that calls the UNet.
+        """eps (B, C, h, w) float32, with classifier-free guidance: the one call of the UNet.
 
         x_t: (B, C, h, w). t: (B,) training times. cond: (B, L, D). uncond: (1, L, D), needed
         unless guidance_scale is 1. Gradients flow through both halves.
         """
         guided = guidance_scale != 1.0
-        if guided and uncond is None:
-            raise SettingError(f"guidance_scale is {guidance_scale} and needs `uncond`.")
         x_t, t = x_t.to(self.device), t.to(self.device)
-        inputs = torch.cat([x_t, x_t]) if guided else x_t
-        context = torch.cat([uncond.expand_as(cond), cond]) if guided else cond
-        output = self.unet(
-            inputs.to(self.unet.dtype),
-            torch.cat([t, t]) if guided else t,
-            context.to(self.device, self.unet.dtype),
-        ).sample.float()
+        inputs, times, context = x_t, t, cond
+        if guided:
+            if uncond is None:
+                raise SettingError(f"guidance_scale is {guidance_scale} and needs `uncond`.")
+            inputs, times = torch.cat([x_t, x_t]), torch.cat([t, t])
+            context = torch.cat([uncond.expand_as(cond), cond])
+        dtype = self.unet.dtype
+        output = self.unet(inputs.to(dtype), times, context.to(self.device, dtype)).sample.float()
         if guided:
             without, with_prompt = output.chunk(2)
             output = without + guidance_scale * (with_prompt - without)
@@ -177,6 +178,7 @@ class DiffusionModel:
             size = min(self._largest[kind], count - done)
             try:
                 work(slice(done, done + size))
+                done += size
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -187,16 +189,17 @@ class DiffusionModel:
                     ) from error
                 self._largest[kind] = size // 2
                 logger.warning("out of memory: going on with %d at a time", size // 2)
-                free_memory()
+            else:
+                yield done
                 continue
-            done += size
-            yield done
+            free_memory()  # only here has the exception let go of the tensors it held
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA says it by type, the CPU's allocator only in words."""
+    """CUDA says it by type; MPS and the CPU's allocator only in words."""
+    words = ("out of memory", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
 
 

@@ -1,13 +1,14 @@
-"""Pictures of a run: heat-maps over images (Fig. 7), evolution strips (1, 3, 5), reward curves (4, 6)."""
+"""Pictures of a run: heat-maps (Fig. 7), evolution strips (Figs. 1, 3, 5), reward curves (4, 6)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -69,7 +70,7 @@ def strip(
 
 
 def reward_curve(
-    lines: dict[str, tuple[Sequence[float], Sequence[float]]], title: str = "", of: str = "step"
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str = "", of: str = "step"
 ) -> Figure:
     """Mean reward against updates, one line per name: (means, standard deviations over images)."""
     with matplotlib.rc_context(
@@ -79,14 +80,15 @@ def reward_curve(
         axes = figure.subplots()
         for number, (name, (means, deviations)) in enumerate(lines.items()):
             x = np.arange(len(means))
-            means, deviations = np.asarray(means), np.asarray(deviations)
-            (line,) = axes.plot(x, means, marker="osD^"[number % 4], markersize=4, label=name)
-            band = {"color": line.get_color(), "alpha": 0.15, "linewidth": 0}
-            axes.fill_between(x, means - deviations, means + deviations, **band)
+            middle, band = np.asarray(means), np.asarray(deviations)
+            (line,) = axes.plot(x, middle, marker="osD^"[number % 4], markersize=4, label=name)
+            axes.fill_between(
+                x, middle - band, middle + band, color=line.get_color(), alpha=0.15, linewidth=0
+            )
         axes.set_xlabel(of)
         axes.set_ylabel("mean reward per pixel (± over images)")
         axes.set_title(title, loc="left")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         if len(lines) > 1:
             axes.legend(frameon=False)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,8 +62,9 @@ class Noise:
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed of its own for each tuple of non-negative numbers, e.g. (run, step, image)."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    """A seed of its own for each tuple of numbers, e.g. (run, step, image)."""
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class Trajectory:
     uncond: Tensor
     guidance_scale: float
     images: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the latents."""
+        return self.latents.shape[-2], self.latents.shape[-1]
 
 
 @torch.no_grad()

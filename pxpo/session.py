@@ -110,7 +110,7 @@ def learn(
         )
     if not reward_maps.any():
         raise RewardError("the reward map is empty: there is nothing to learn from it.")
-    latent_reward = downsample(reward_maps.float(), tuple(trajectory.latents.shape[-2:]))
+    latent_reward = downsample(reward_maps.float(), trajectory.size)
     credit = latent_credit(latent_reward, settings)
     silence = 1 - latent_reward.abs() / latent_reward.abs().max()
     before = session.history[-1]
@@ -249,7 +249,7 @@ def save(session: Session, folder: Path) -> None:
 
 
 def resume(folder: Path) -> Session:
-    """The session that `save` wrote into `folder`. Raises RunError when there is none to be read."""
+    """The session that `save` wrote into `folder`; RunError when there is none to be read."""
     folder = Path(folder)
     try:
         record = json.loads((folder / "run.json").read_text())

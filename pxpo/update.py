@@ -2,7 +2,7 @@
 
 For a step x_prev = a x_t + c eps + sigma z, on policy,
 
-    d log p / d eps = z c / sigma,   so   d J / d theta = sum A^ij z^ij (c / sigma) d eps^ij / d theta,
+    d log p / d eps = z c / sigma,  so  d J / d theta = sum A^ij z^ij (c / sigma) d eps^ij / d theta
 
 with A the latent credit: no stored log-probabilities, no division by sigma squared, and an
 importance ratio of 1 by construction. x_t and z are data, so no graph runs through time and the
@@ -68,9 +68,10 @@ def update(
         model, parameters, trajectory, credit, learning, silence=silence, generator=generator
     )
     if not math.isfinite(report.grad_norm):
+        optimizer.zero_grad()
         raise DivergedError(
             f"The gradient's norm is {report.grad_norm}; the step was not taken and the LoRA is as "
-            f"before. Try a learning rate below {learning.learning_rate:g}, or fewer extreme rewards."
+            f"before. Try a learning rate below {learning.learning_rate:g}, or tamer rewards."
         )
     if learning.max_grad_norm:
         torch.nn.utils.clip_grad_norm_(parameters.values(), learning.max_grad_norm)
@@ -92,11 +93,11 @@ def accumulate_gradient(
 
         - mean over (step, image, pixel) of A log p  +  hold * mean of silence * KL(p || base)
 
-    as described above; arguments as in `update`. KL of a pixel is (c/sigma)^2 (eps - eps_base)^2 / 2
-    summed over channels.
+    as described above; arguments as in `update`. A pixel's KL divergence is the sum over channels
+    of (c/sigma)^2 (eps - eps_base)^2 / 2.
     """
     latents, z, schedule = trajectory.latents, trajectory.noise, trajectory.schedule
-    images, (h, w) = latents.shape[1], latents.shape[-2:]
+    images, (h, w) = latents.shape[1], trajectory.size
     _check("credit", credit, (images, h, w))
     silence = torch.ones_like(credit) if silence is None else silence
     _check("silence", silence, (images, h, w))
@@ -108,10 +109,9 @@ def accumulate_gradient(
     detached = learning.unconditional == "detached"
     guidance = 1.0 if detached else trajectory.guidance_scale
     factor = trajectory.guidance_scale if detached else 1.0
-    # Half precision underflows on a mean over millions of terms: divide at the end, in float32.
     pairs = torch.cartesian_prod(steps, torch.arange(images))  # (P, 2): step, image
-    loudest = credit.abs().max().clamp(min=1e-12) if credit.any() else torch.tensor(1.0)
-    scale = 1.0 / loudest.item()
+    # Half precision underflows on a mean over millions of terms: divide at the end, in float32.
+    scale = 1.0 / (credit.abs().max().item() or 1.0)
     totals = [torch.zeros_like(p) for p in parameters.values()]
     divergence = 0.0
 
@@ -120,17 +120,12 @@ def accumulate_gradient(
         step, image = pairs[part].unbind(1)
         x_t, t = latents[step, image], schedule.t[step]
         cond = trajectory.cond[image]
-
-        def predict() -> Tensor:
-            return factor * model.predict_noise(x_t, t, cond, trajectory.uncond, guidance)
-
-        eps = predict()
+        eps = factor * model.predict_noise(x_t, t, cond, trajectory.uncond, guidance)
         weight = ratio[step].view(-1, 1, 1, 1)
         cotangent = -weight * credit[image, None] * z[step, image]  # (P, C, h, w)
         kl = 0.0
         if learning.hold:
-            with torch.no_grad(), without_lora(model):
-                drift = (eps - predict()).cpu()
+            drift = _drift(model, x_t, t, cond, trajectory, None if detached else eps.detach())
             pull = learning.hold * weight**2 * silence[image, None] * drift
             kl = 0.5 * (pull * drift).sum().item() / learning.hold
             cotangent = cotangent + pull
@@ -153,6 +148,22 @@ def accumulate_gradient(
     return Report(
         norm.item(), divergence / (len(pairs) * max(silence.sum().item() / images, 1e-12))
     )
+
+
+@torch.no_grad()
+def _drift(
+    model: DiffusionModel,
+    x_t: Tensor,
+    t: Tensor,
+    cond: Tensor,
+    trajectory: Trajectory,
+    eps: Tensor | None,
+) -> Tensor:
+    """What the LoRA changes of the guided noise (P, C, h, w), which is `eps` if that is known."""
+    inputs = (x_t, t, cond, trajectory.uncond, trajectory.guidance_scale)
+    eps = model.predict_noise(*inputs) if eps is None else eps
+    with without_lora(model):
+        return (eps - model.predict_noise(*inputs)).cpu()
 
 
 def _chosen_steps(sigma: Tensor, share: float, generator: torch.Generator | None) -> Tensor:

@@ -1,9 +1,9 @@
-"""Tiny World's autoencoder: 128x128 pictures to 16x16 latents and back (a small `AutoencoderKL`)."""
+"""Tiny World's autoencoder, a small `AutoencoderKL`: 128x128 pictures to 16x16 latents and back."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from diffusers import AutoencoderKL
@@ -17,7 +17,8 @@ NOISE = 0.06  # standard deviation of the noise the decoder is taught to ignore,
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """8 times smaller each way, 16 channels: as many numbers as 32x32x4, at a quarter of the UNet's cost."""
+    """8 times smaller each way, 16 channels: as many numbers as 32x32x4, for a quarter of the
+    UNet's work. One group in the norms: with more, a picture's contrast is lost on the way."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -31,7 +32,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def to_tensor(images: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [-1, 1], the range of diffusers' autoencoders."""
+    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [-1, 1], as diffusers' autoencoders want it."""
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -46,35 +47,44 @@ def encode(vae: AutoencoderKL, x: Tensor) -> Tensor:
 
 
 def train_autoencoder(
-    images: Tensor, device: torch.device, *, crops: int, wholes: int, seed: int
+    images: Tensor,
+    device: torch.device,
+    *,
+    crops: int,
+    wholes: int,
+    seed: int,
+    report: Callable[[str], None] = print,
 ) -> AutoencoderKL:
-    """Learn on `images` (N, 128, 128, 3) uint8: `crops` steps on quarters, then `wholes` on all of it.
+    """Learn on `images` (N, 128, 128, 3) uint8: `crops` steps on quarters, then `wholes` on wholes.
 
     Quarters are cheap and teach the shapes; but the network normalises over what it sees (group
     norm), so colours come out right only after whole pictures.
     """
     torch.manual_seed(seed)
     vae = new_autoencoder().to(device)
-    if crops:
-        vae = _learn(vae, images, device, steps=crops, seed=seed, batch=16, size=64, rate=2e-3)
-    vae = _learn(vae, images, device, steps=wholes, seed=seed + 1, batch=6, size=128, rate=1e-3)
+    for phase, (steps, batch, size, rate) in enumerate(
+        ((crops, 16, images.shape[1] // 2, 2e-3), (wholes, 6, images.shape[1], 1.5e-3))
+    ):
+        loss_of = _loss_on_squares(vae, images, device, seed + phase, batch, size)
+        vae = train(
+            f"autoencoder on {size}x{size}", vae.requires_grad_(True).train(), loss_of,
+            steps=steps, learning_rate=rate, report=report,
+        )  # fmt: skip
     normalise_(vae, images[:1024], device)
     return vae
 
 
-def _learn(
-    vae: AutoencoderKL, images: Tensor, device: torch.device,
-    *, steps: int, seed: int, batch: int, size: int, rate: float,
-) -> AutoencoderKL:  # fmt: skip
-    """`steps` steps on random squares of `size` pixels.
+def _loss_on_squares(
+    vae: AutoencoderKL, images: Tensor, device: torch.device, seed: int, batch: int, size: int
+) -> Callable[[object, int], Tensor]:
+    """The loss of one step on random squares of `size` pixels.
 
-    The loss is squared and absolute error, the error of the edges, and a pull of the latents
-    towards zero, which with the noise plays the part of the KL term: each latent is as loud as it
-    is worth.
+    It is squared and absolute error, the error of the edges, and a pull of the latents towards
+    zero, which with the noise plays the part of the KL term: each latent is as loud as it is worth.
     """
     generator = torch.Generator().manual_seed(seed)
     picks = batches(len(images), batch, generator)
-    core = _WithLoss(vae.requires_grad_(True).train())
+    core = _WithLoss(vae)
 
     def loss_of(_: object, step: int) -> Tensor:
         top, left = torch.randint(0, images.shape[1] - size + 1, (2,), generator=generator).tolist()
@@ -84,7 +94,7 @@ def _learn(
         noise = torch.randn(batch, LATENT_CHANNELS, size // 8, size // 8, generator=generator)
         return core(x.to(device), noise.to(device))
 
-    return train("autoencoder", vae, loss_of, steps=steps, learning_rate=rate)
+    return loss_of
 
 
 class _WithLoss(torch.nn.Module):
@@ -149,7 +159,3 @@ def psnr(vae: AutoencoderKL, images: Tensor, device: torch.device) -> float:
     again = pictures_of(vae, latents_of(vae, images, device), device)
     error = (again.float() - images.float()).square().mean().item()
     return 10 * math.log10(255**2 / error)
-
-
-def save_autoencoder(vae: AutoencoderKL, folder: Path) -> None:
-    vae.save_pretrained(folder)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from .autoencoder import LATENT_CHANNELS
 from .text import new_text_encoder
@@ -59,12 +67,6 @@ def tokens_of(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
-def mirrored(caption: str) -> str:
-    """The caption of the picture seen in a mirror."""
-    swap = {"left": "right", "right": "left"}
-    return " ".join(swap.get(word, word) for word in caption.split())
-
-
 def train_painter(
     latents: Tensor,
     captions: list[str],
@@ -76,17 +78,15 @@ def train_painter(
     batch: int = 48,
     learning_rate: float = 1.2e-3,
     compiled: bool = False,
-    start: dict[str, Tensor] | None = None,
+    report: Callable[[str], None] = print,
 ) -> Painter:
-    """Learn to predict the noise in `latents` (N, C, h, w), scaled to variance 1, given `captions`."""
+    """Learn to predict the noise in `latents` (N, C, h, w) of variance 1, given `captions`."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     ids, empty = tokens_of(tokenizer, captions), tokens_of(tokenizer, [""])
     alphas = new_scheduler().alphas_cumprod
     picks = batches(len(latents), batch, generator)
     painter = Painter(tokenizer).to(device)
-    if start is not None:
-        painter.load_state_dict(start)
     predict = torch.compile(painter) if compiled else painter
 
     def loss_of(_: nn.Module, step: int) -> Tensor:
@@ -104,13 +104,20 @@ def train_painter(
         snr = alphas[t] / (1 - alphas[t])
         return (error * (snr.clamp(max=SNR_CAP) / snr).to(device)).mean()
 
-    return train("painter", painter, loss_of, steps=steps, learning_rate=learning_rate)
+    return train(
+        "painter", painter, loss_of, steps=steps, learning_rate=learning_rate, report=report
+    )
 
 
-def save_painter(painter: Painter, tokenizer: CLIPTokenizer, folder) -> None:  # noqa: ANN001
-    """Half precision and 9 MB shards for the UNet: a Space refuses files of over 10 MB."""
-    tokenizer.save_pretrained(folder / "tokenizer")
-    painter.text.save_pretrained(folder / "text_encoder")
-    painter.unet.half().save_pretrained(folder / "unet", max_shard_size="9MB")
-    painter.unet.float()
-    new_scheduler().save_pretrained(folder / "scheduler")
+def save_painter(
+    painter: Painter, tokenizer: CLIPTokenizer, vae: AutoencoderKL, folder: Path
+) -> None:
+    """The whole pipeline as a diffusers folder.
+
+    The large parts go in half precision and in shards: a Space refuses files of over 10 MB.
+    """
+    pipeline = StableDiffusionPipeline(
+        vae.cpu().half(), painter.text, tokenizer, painter.unet.half(), new_scheduler(), None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder, max_shard_size="9MB")

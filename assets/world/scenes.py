@@ -201,7 +201,8 @@ SANDS: tuple[Colour, ...] = ((246, 222, 168), (238, 208, 150), (250, 232, 192), 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
     """The colour `share` (0..1) of the way from a to b."""
-    return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
+    red, green, blue = (round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
+    return red, green, blue
 
 
 def darker(colour: Colour, share: float = 0.18) -> Colour:
@@ -238,7 +239,8 @@ def chance(rng: Rng, probability: float) -> bool:
 def vary(rng: Rng, colour: Colour, amount: float = 7) -> Colour:
     """A close relative of the colour, so that no two scenes are painted quite alike."""
     shift = rng.normal(0, amount, 3)
-    return tuple(int(min(255, max(0, c + s))) for c, s in zip(colour, shift, strict=True))
+    red, green, blue = (int(min(255, max(0, c + s))) for c, s in zip(colour, shift, strict=True))
+    return red, green, blue
 
 
 # --- The canvas -------------------------------------------------------------------------------
@@ -380,22 +382,29 @@ def paint_sky(canvas: Canvas, rng: Rng, light: Light, horizon: float, clouds: in
             sky.ellipse(x, y, 0.007, 0.007, (255, 248, 214), glows=True)
     if light.disc:
         height = rng.uniform(0.5, 0.8) if light.low else rng.uniform(0.2, 0.5)
-        paint_disc(sky, light, rng.uniform(0.12, 0.88), horizon * height, rng.uniform(0.05, 0.075))
+        paint_disc(
+            sky,
+            light,
+            light.disc,
+            rng.uniform(0.12, 0.88),
+            horizon * height,
+            rng.uniform(0.05, 0.075),
+        )
     for place in rng.permutation(5)[:clouds]:
         x = 0.1 + 0.2 * place + rng.uniform(-0.06, 0.06)
         y = horizon * rng.uniform(0.12, 0.6)
         paint_cloud(sky, rng, light, x, y, rng.uniform(0.16, 0.28))
 
 
-def paint_disc(sky: Canvas, light: Light, x: float, y: float, radius: float) -> None:
+def paint_disc(sky: Canvas, light: Light, disc: Colour, x: float, y: float, radius: float) -> None:
     """The sun in a soft glow, or the moon."""
     for spread, alpha in ((2.6, 0.13), (1.7, 0.2)):
-        sky.ellipse(x, y, radius * spread, radius * spread, light.disc, alpha)
-    sky.ellipse(x, y, radius, radius, light.disc)
+        sky.ellipse(x, y, radius * spread, radius * spread, disc, alpha)
+    sky.ellipse(x, y, radius, radius, disc)
     if light.name == "night":  # two craters
         for dx, dy, size in ((-0.3, -0.2, 0.28), (0.32, 0.3, 0.22)):
             sky.ellipse(x + dx * radius, y + dy * radius, size * radius, size * radius,
-                        darker(light.disc, 0.12))  # fmt: skip
+                        darker(disc, 0.12))  # fmt: skip
 
 
 def paint_cloud(sky: Canvas, rng: Rng, light: Light, x: float, y: float, width: float) -> None:
@@ -810,10 +819,10 @@ def paint_beach(canvas: Canvas, rng: Rng, light: Light, horizon: float, extra: s
         lit.box(x - 0.06, y - 0.006, x + 0.06, y + 0.006, lighter(shallow, 0.4), round_by=0.006)
     if extra == "sailboat":
         paint_sailboat(lit, rng, pick(rng, (0.13, 0.87)), horizon)
-    x = np.linspace(0, 1, 17)
-    y = rng.uniform(0.7, 0.76) + 0.018 * np.sin(x * rng.uniform(4, 8) + rng.uniform(0, 6))
+    across = np.linspace(0, 1, 17)
+    shore = rng.uniform(0.7, 0.76) + 0.018 * np.sin(across * rng.uniform(4, 8) + rng.uniform(0, 6))
     for lift, colour, label in ((0.03, (244, 250, 250), SEA), (0.0, pick(rng, SANDS), SAND)):
-        edge = np.stack([x, y - lift], axis=1)
+        edge = np.stack([across, shore - lift], axis=1)
         corners = ((1.0, 1.0), (0.0, 1.0))
         lit.at(label=label).polygon(np.concatenate([edge, corners]), colour)
     side = chance(rng, 0.5)
@@ -843,7 +852,7 @@ def paint_palm(canvas: Canvas, rng: Rng) -> None:
                         (0.45, 0.8)):  # fmt: skip
         tip = np.array((math.cos(turn), math.sin(turn) * 0.8 + 0.35)) * reach
         bow = np.array((math.cos(turn) * 0.62, math.sin(turn) * 0.75 - 0.12))
-        frond = ((0, 0.06), (0, -0.06), bow + (0, -0.1), tip, bow + (0, 0.14))
+        frond = np.array(((0, 0.06), (0, -0.06), bow + (0, -0.1), tip, bow + (0, 0.14)))
         crown.polygon(smooth(frond, 2), green if turn < 0 else darker(green, 0.2))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def logits_of(model: SegformerForSemanticSegmentation, images: Tensor) -> Tensor
 
 
 def worn(vae: AutoencoderKL, images: Tensor, device: torch.device, seed: int) -> Tensor:
-    """What the autoencoder makes of `images` when their latents are a little off (N, H, W, 3) uint8.
+    """What the autoencoder makes of `images` (N, H, W, 3) uint8 whose latents are a little off.
 
     Generated pictures err in just this way; a segmenter that saw drawings alone is fooled by it.
     """
@@ -68,6 +69,7 @@ def train_segmenter(
     steps: int,
     seed: int,
     batch: int = 12,
+    report: Callable[[str], None] = print,
 ) -> SegformerForSemanticSegmentation:
     """Learn on `images` (N, 128, 128, 3) uint8 with `labels` (N, 128, 128), half of them worn."""
     torch.manual_seed(seed)
@@ -86,7 +88,10 @@ def train_segmenter(
             logits = logits_of(model, x)
         return F.cross_entropy(logits, y)
 
-    return train("segmenter", model, loss_of, steps=steps, learning_rate=1.5e-3, weight_decay=1e-2)
+    return train(
+        "segmenter", model, loss_of,
+        steps=steps, learning_rate=1.5e-3, weight_decay=1e-2, report=report,
+    )  # fmt: skip
 
 
 @torch.no_grad()

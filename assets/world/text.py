@@ -1,4 +1,4 @@
-"""Tiny World's words: a `CLIPTokenizer` whose vocabulary is the words of the captions, and its encoder."""
+"""Tiny World's words: a `CLIPTokenizer` that knows the captions' words, and a text encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the three trainings share: a seeded loop, a learning-rate curve, an average of the weights."""
+"""What the trainings share: a seeded loop, a learning-rate curve, an average of the weights."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Model = TypeVar("Model", bound=nn.Module)
+
 
 def cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.02) -> float:
-    """The share of the peak learning rate at `step`: a linear rise, then half a cosine down to `floor`."""
+    """Share of the peak learning rate at `step`: a linear rise, then half a cosine to `floor`."""
     rise = min(1.0, (step + 1) / warmup)
     fall = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * step / steps))
     return rise * fall
@@ -22,21 +25,23 @@ def average_(average: nn.Module, model: nn.Module, step: int, decay: float = 0.9
     """Move the running average of the weights (EMA) towards `model`, faster while it is young."""
     decay = min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
-        for mean, value in zip(average.parameters(), model.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
+        for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
+            mean.lerp_(weight, 1 - decay)
+        for mean, buffer in zip(average.buffers(), model.buffers(), strict=True):
+            mean.copy_(buffer)  # batch norm keeps a running average of its own
 
 
 def train(
     name: str,
-    model: nn.Module,
-    loss_of: Callable[[nn.Module, int], Tensor],
+    model: Model,
+    loss_of: Callable[[Model, int], Tensor],
     *,
     steps: int,
     learning_rate: float,
     weight_decay: float = 0.0,
     report: Callable[[str], None] = print,
-) -> nn.Module:
-    """Train `model` for `steps` steps of AdamW on `loss_of(model, step)`; returns the averaged model.
+) -> Model:
+    """`steps` steps of AdamW on `loss_of(model, step)`; returns the model of averaged weights.
 
     A step whose loss is not finite is an error at once: a long training must not end in noise.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .color import ColorReward
 from .painting import paint_by_label, painted_map
-from .segmentation import SegmentReward, Segmenter
+from .segmentation import Segmenter, SegmentReward
 
 Reward = Callable[[Tensor], Tensor]
 

@@ -27,6 +27,7 @@ class ColorReward:
     def __post_init__(self) -> None:
         if self.sign not in (-1, 1):
             raise RewardError(f"sign is {self.sign}; it must be -1 (less) or +1 (more).")
+        object.__setattr__(self, "color", self.color.strip().lower())
         if self.color not in CHANNELS:
             self._target()
 

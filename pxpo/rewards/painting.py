@@ -28,12 +28,14 @@ def painted_map(paint: Image.Image | np.ndarray | Tensor) -> Tensor:
         if paint.mode == "1":
             return torch.from_numpy(np.asarray(paint).astype(np.float32)) * STRENGTH
         if paint.mode in ("L", "LA"):
-            grey = np.asarray(paint.convert("L"), dtype=np.float32)
-            return torch.from_numpy(((grey - 128) / 127 * STRENGTH).clip(-STRENGTH, STRENGTH))
-        paint = np.asarray(paint.convert("RGBA"))
-    values = torch.as_tensor(np.ascontiguousarray(paint))
+            grey, alpha = np.asarray(paint.convert("LA"), dtype=np.float32).transpose(2, 0, 1)
+            level = ((grey - 128) / 127 * STRENGTH).clip(-STRENGTH, STRENGTH)
+            return torch.from_numpy(level * (alpha > 0))
+        if paint.mode not in ("F", "I"):
+            paint = paint.convert("RGBA")
+    values = torch.tensor(np.array(paint))
     if values.ndim == 3 and values.shape[2] in (3, 4):
-        red, green = values[..., 0].int(), values[..., 1].int()
+        red, green = values[..., 0].float(), values[..., 1].float()
         there = values[..., 3] > 0 if values.shape[2] == 4 else torch.tensor(True)
         return STRENGTH * (torch.sign(green - red) * there).float()
     if values.ndim != 2:

@@ -1,4 +1,4 @@
-"""A reward from a model: how sure a segmenter is that a pixel shows something. Less hair is the paper's."""
+"""A reward from a model: how sure a segmenter is of what a pixel shows. The paper's: less hair."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Segmenter:
             if name.lower() == label.strip().lower():
                 return index
         raise RewardError(
-            f"the segmenter {self.name!r} has no label {label!r}; it knows {', '.join(self.labels)}."
+            f"the segmenter {self.name!r} has no label {label!r}; it knows "
+            f"{', '.join(self.labels)}."
         )
 
     @torch.no_grad()

@@ -1,0 +1,78 @@
+"""Small random models in Stable Diffusion's shape, made afresh: the core needs no assets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from pxpo.lora import Lora, new_lora
+from pxpo.models import DiffusionModel, load_model
+
+torch.set_num_threads(1)  # models this small only wait for a second thread
+
+
+def letters_tokenizer(length: int) -> CLIPTokenizer:
+    """A tokenizer that knows the letters a to z, and no word."""
+    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    for letter in "abcdefghijklmnopqrstuvwxyz":
+        vocabulary[letter] = len(vocabulary)
+        vocabulary[letter + "</w>"] = len(vocabulary)
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=length)
+
+
+def random_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
+    """A pipeline with 8x8x4 latents and 16x16 images: every part real, every weight random."""
+    torch.manual_seed(seed)
+    tokenizer = letters_tokenizer(12)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=12, projection_dim=32,
+            bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        )
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32),
+        layers_per_block=1, cross_attention_dim=32, attention_head_dim=2, norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type,
+    )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    )
+
+
+def random_lora(model: DiffusionModel, rank: int = 2, seed: int = 0) -> Lora:
+    """A LoRA that changes what the model predicts: neither of its matrices is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    lora = new_lora(model, rank, seed)
+    weights = {
+        name: torch.randn(weight.shape, generator=generator) * 0.3
+        for name, weight in lora.weights.items()
+    }
+    return replace(lora, weights=weights)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    random_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(model_folder: Path) -> DiffusionModel:
+    return load_model(model_folder, device="cpu")

@@ -1,0 +1,191 @@
+"""The paper's three experiments on Tiny World, measured: `python tests/experiments.py --help`.
+
+Each prints one JSON line per run, with the figures before and after on seeds no update ever saw,
+and with --out writes the strips. Not a test: it takes minutes, and its figures go into the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pxpo import (  # noqa: E402
+    ColorReward,
+    DiffusionModel,
+    Lora,
+    Noise,
+    Segmenter,
+    SegmentReward,
+    Session,
+    Settings,
+    adapter,
+    finish,
+    generate,
+    learn,
+    load_model,
+    new_session,
+    paint_by_label,
+    rollout,
+    settings_for,
+    skip,
+)
+from pxpo.__main__ import quiet  # noqa: E402
+from pxpo.plots import strip, to_picture  # noqa: E402
+
+HELD_OUT = 10_000_000  # seeds from here on are for measuring
+
+
+def sample(model: DiffusionModel, lora: Lora, settings: Settings, seeds: range) -> Tensor:
+    """Images (B, 3, H, W) of these seeds with the LoRA."""
+    with adapter(model, lora):
+        prompts = [settings.prompt] * len(seeds)
+        return finish(rollout(model, prompts, [Noise(seed) for seed in seeds], settings)).images
+
+
+def area(segmenter: Segmenter, images: Tensor, label: str) -> Tensor:
+    """Share (B,) of each image that the segmenter takes for `label`."""
+    return (segmenter.classes(images) == segmenter.index(label)).float().mean((1, 2))
+
+
+def spread_of_color(segmenter: Segmenter, images: Tensor, label: str) -> float:
+    """Standard deviation over images of the mean colour of `label`, averaged over the channels."""
+    mask = (segmenter.classes(images) == segmenter.index(label))[:, None].float()
+    size = mask.sum((1, 2, 3))
+    means = (images * mask).sum((2, 3))[size > 50] / size[size > 50, None]
+    return means.std(0).mean().item() if len(means) > 1 else 0.0
+
+
+def run(model: DiffusionModel, settings: Settings, reward, epochs: int | None = None) -> Session:  # noqa: ANN001
+    session = finish(new_session(model, settings))
+    for _ in range(epochs or settings.epochs):
+        session = finish(generate(model, session))
+        maps = reward(session.trajectory.images)
+        session = finish(learn(model, session, maps)) if maps.any() else skip(session)
+    return session
+
+
+def color(model: DiffusionModel, segmenter: Segmenter, settings: Settings, count: int) -> dict:
+    seeds = range(HELD_OUT, HELD_OUT + count)
+    session = run(model, settings, ColorReward("blue"))
+    before = sample(model, session.history[0].lora, settings, seeds)
+    after = sample(model, session.lora, settings, seeds)
+    had, has = (area(segmenter, images, "Taxi") > 0.02 for images in (before, after))
+    blue = [images[:, 2].mean((1, 2)) for images in (before, after)]
+    figures = {
+        "blue": [round(-b.mean().item(), 4) for b in blue],
+        "blue_std": [round(b.std().item(), 4) for b in blue],
+        "better": round(1 - (blue[1].mean() / blue[0].mean()).item(), 3),
+        "taxi_kept": round((had & has).sum().item() / max(had.sum().item(), 1), 3),
+        "had_taxi": had.float().mean().item(),
+    }
+    return {"figures": figures, "session": session, "before": before, "after": after}
+
+
+def hair(model: DiffusionModel, segmenter: Segmenter, settings: Settings, count: int) -> dict:
+    seeds = range(HELD_OUT, HELD_OUT + count)
+    reward = SegmentReward(segmenter, ["Hair"])
+    session = run(model, settings, reward)
+    before = sample(model, session.history[0].lora, settings, seeds)
+    after = sample(model, session.lora, settings, seeds)
+    rewards = [reward(images).mean((1, 2)) for images in (before, after)]
+    had, has = (area(segmenter, images, "Face") > 0.03 for images in (before, after))
+    spread = {
+        label: [spread_of_color(segmenter, images, label) for images in (before, after)]
+        for label in ("Face", "Upper-clothes")
+    }
+    figures = {
+        "hair": [round(r.mean().item(), 4) for r in rewards],
+        "hair_std": [round(r.std().item(), 4) for r in rewards],
+        "left": round((rewards[1].mean() / rewards[0].mean()).item(), 3),
+        "face_kept": round((had & has).sum().item() / max(had.sum().item(), 1), 3),
+        "face_spread_kept": round(spread["Face"][1] / max(spread["Face"][0], 1e-9), 3),
+        "shirt_spread_kept": round(
+            spread["Upper-clothes"][1] / max(spread["Upper-clothes"][0], 1e-9), 3
+        ),
+    }
+    return {"figures": figures, "session": session, "before": before, "after": after}
+
+
+def paint(
+    model: DiffusionModel, segmenter: Segmenter, settings: Settings, count: int,
+    more: str, less: str,
+) -> dict:  # fmt: skip
+    seeds = range(HELD_OUT, HELD_OUT + count)
+    session = run(model, settings, lambda images: paint_by_label(segmenter, images, [more], [less]))
+    own = range(settings.seed, settings.seed + 1)
+    figures = {}
+    pictures = {}
+    for where, chosen in (("own", own), ("held_out", seeds)):
+        before = sample(model, session.history[0].lora, settings, chosen)
+        after = sample(model, session.lora, settings, chosen)
+        pictures[where] = before, after
+        for name, label in (("more", more), ("less", less)):
+            sizes = [area(segmenter, x, label).mean().item() for x in (before, after)]
+            figures[f"{where}_{name}"] = [round(size, 4) for size in sizes]
+    figures["reached"] = {
+        where: figures[f"{where}_more"][1] >= 3 * max(figures[f"{where}_more"][0], 0.01)
+        and figures[f"{where}_less"][1] <= figures[f"{where}_less"][0] / 5
+        for where in ("own", "held_out")
+    }
+    before, after = pictures["held_out"]
+    return {"figures": figures, "session": session, "before": before, "after": after}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("experiment", choices=["color", "hair", "lake", "trees"])
+    parser.add_argument("--seeds", type=int, default=1, help="runs, on seeds 0, 1, ...")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--held-out", type=int, default=32)
+    parser.add_argument("--paper", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--segmenter")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    options = parser.parse_args()
+    quiet()
+    torch.set_num_threads(2)
+    changes = dict(one.split("=", 1) for one in options.set)
+    kind = {"color": "color", "hair": "segment"}.get(options.experiment, "paint")
+    types = {name: type(value) for name, value in settings_for(kind).as_dict().items()}
+    changes = {name: types[name](value) for name, value in changes.items()}
+    model, segmenter = load_model(options.model), Segmenter(options.segmenter)
+    for seed in range(options.first, options.first + options.seeds):
+        settings = settings_for(kind, paper=options.paper, **{"seed": seed, "shown": 1, **changes})
+        started = time.perf_counter()
+        if options.experiment == "color":
+            result = color(model, segmenter, settings, options.held_out)
+        elif options.experiment == "hair":
+            result = hair(model, segmenter, settings, options.held_out)
+        else:
+            wish = ("Lake", "Tree") if options.experiment == "lake" else ("Tree", "Lake")
+            result = paint(model, segmenter, settings, options.held_out, *wish)
+        seconds = time.perf_counter() - started
+        line = {"experiment": options.experiment, "seed": seed, "paper": options.paper, **changes,
+                **result["figures"], "seconds": round(seconds, 1)}  # fmt: skip
+        print(json.dumps(line), flush=True)
+        if options.out:
+            options.out.mkdir(parents=True, exist_ok=True)
+            name = f"{options.experiment}-{seed}" + "".join(f"-{x}" for x in options.set)
+            history = result["session"].history
+            steps = sorted({round(i * (len(history) - 1) / 7) for i in range(8)})
+            rows = [
+                [to_picture(history[step].shown[0]) for step in steps],
+                [to_picture(image) for image in result["before"][:8]],
+                [to_picture(image) for image in result["after"][:8]],
+            ]
+            strip(rows, [f"step {step}" for step in steps], ["this seed", "before", "after"]).save(
+                options.out / f"{name}.png"
+            )
+
+
+if __name__ == "__main__":
+    main()

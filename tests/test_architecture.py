@@ -1,0 +1,61 @@
+"""Imports go one way: a module may only import from the layers below its own."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "pxpo"
+
+LAYERS = [
+    {"errors"},
+    {"config"},
+    {"ddim", "credit"},
+    {"models"},
+    {"lora", "rollout"},
+    {"update"},
+    {"session"},
+]
+LAYER = {module: height for height, layer in enumerate(LAYERS) for module in layer}
+
+
+def imported(file: Path) -> set[str]:
+    """Absolute names of all that a file imports, wherever in it: "torch", "pxpo.ddim"."""
+    package = ["pxpo", *file.relative_to(PACKAGE).parent.parts]
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+    return names
+
+
+def own(file: Path) -> set[str]:
+    """The modules of this package that a file imports, by their first name: "ddim", "rewards"."""
+    return {name.split(".")[1] for name in imported(file) if name.startswith("pxpo.")}
+
+
+def test_the_reader_of_imports_sees_them():
+    assert own(PACKAGE / "session.py") >= {"lora", "rollout", "update"}
+    assert own(PACKAGE / "rewards" / "color.py") == {"errors"}
+    assert "torch.Tensor" in imported(PACKAGE / "credit.py")
+
+
+@pytest.mark.parametrize("module", LAYER)
+def test_the_core_imports_only_from_below(module):
+    allowed = {other for other, height in LAYER.items() if height < LAYER[module]}
+    assert own(PACKAGE / f"{module}.py") <= allowed
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "rewards").glob("*.py")), ids=lambda f: f.name)
+def test_a_reward_needs_nothing_of_the_core_but_its_errors(file):
+    assert own(file) <= {"errors", "rewards"}
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda f: f.name)
+def test_only_the_app_knows_gradio(file):
+    tops = {name.split(".")[0] for name in imported(file)}
+    assert not tops & {"gradio", "app"}

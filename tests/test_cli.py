@@ -1,0 +1,140 @@
+"""The command line on a small random model, in-process and as a program of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pxpo import __main__ as cli
+from pxpo import load_lora, resume
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--steps", "2", "--images", "2", "--shown", "2", "--rank", "2", "--prompt", "a lake"]
+
+
+@pytest.fixture
+def run(model_folder, tmp_path):
+    """Run a command on the random model; returns its exit status and run folder."""
+    out = tmp_path / "run"
+
+    def run(*arguments: str, model: bool = True) -> tuple[int, Path]:
+        where = ["--model", str(model_folder), "--out", str(out)] if model else []
+        return cli.main([*arguments, *where]), out
+
+    return run
+
+
+def painted(path: Path) -> Path:
+    picture = Image.new("RGBA", (40, 40))
+    picture.paste((0, 255, 0, 153), (0, 0, 40, 20))
+    picture.paste((255, 0, 0, 153), (0, 30, 40, 40))
+    picture.save(path)
+    return path
+
+
+def test_a_run_leaves_all_that_the_paper_shows_of_one(run):
+    status, out = run("color", "--epochs", "2", *SMALL)
+    assert status == 0
+    session = resume(out)
+    assert session.step == 2
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert {"reward", "reward_std", "shown_reward", "shown_std", "grad_norm"} <= lines[2].keys()
+    assert -1 <= lines[2]["reward"] <= 0
+    loaded = load_lora(out)
+    assert all(torch.equal(loaded.weights[n], w) for n, w in session.lora.weights.items())
+    for name in ("strip.png", "heat.png", "reward.png"):
+        assert Image.open(out / name).width > 100
+    assert json.loads((out / "config.json").read_text())["settings"]["prompt"] == "a lake"
+
+
+@pytest.mark.parametrize("credit", ["pixel", "image"])
+def test_painting_from_a_picture(run, tmp_path, credit):
+    small = [*SMALL[:2], *SMALL[4:], "--credit", credit]
+    status, out = run("paint", "--map", str(painted(tmp_path / "p.png")), "--epochs", "1", *small)
+    assert status == 0
+    assert resume(out).history[-1].metrics["reward"] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(run, model_folder, tmp_path):
+    run("color", "--epochs", "1", *SMALL)
+    status, out = run("resume", str(tmp_path / "run"), "--epochs", "3", model=False)
+    assert status == 0
+    straight = tmp_path / "straight"
+    where = ["--model", str(model_folder), "--out", str(straight)]
+    cli.main(["color", "--epochs", "3", *SMALL, *where])
+    one, other = resume(out), resume(straight)
+    assert one.step == other.step == 3
+    assert all(torch.equal(one.lora.weights[n], other.lora.weights[n]) for n in one.lora.weights)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["color", "--eta", "0"], ["eta", "0.0", "greater than 0"]),
+        (["color", "--images", "none"], ["images", "'none'", "number"]),
+        (["color", "--images", "5000"], ["5000", "1024"]),
+        (["color", "--credit", "both"], ["both", "pixel, image"]),
+        (["color", "--color", "blurple"], ["blurple", "orange"]),
+        (["color", "--model", "/nowhere"], ["/nowhere", "cannot be loaded"]),
+        (["color", "--images", "1"], ["baseline", "at least 2"]),
+        (["paint"], ["--map", "--more"]),
+        (["paint", "--map", "/nowhere.png"], ["/nowhere.png", "cannot be read"]),
+        (["resume", "/nowhere"], ["/nowhere", "run.json"]),
+        (["segment", "--segmenter", "/nowhere"], ["/nowhere", "cannot be loaded"]),
+        (["dance"], ["dance"]),
+        ([], ["command"]),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_status_2(arguments, words, capsys, tmp_path, model_folder):
+    if arguments and arguments[0] in ("color", "paint", "segment"):
+        arguments = [*arguments, "--out", str(tmp_path / "out")]
+        if "--model" not in arguments:
+            arguments += ["--model", str(model_folder)]
+    try:
+        status = cli.main(arguments)
+    except SystemExit as end:
+        status = end.code
+    error = capsys.readouterr().err.strip().splitlines()
+    assert status == 2
+    assert len(error) == 1, error
+    assert all(word in error[0] for word in words), error[0]
+
+
+def test_a_run_folder_is_never_overwritten(run, capsys):
+    run("color", "--epochs", "1", *SMALL)
+    status, out = run("color", "--epochs", "1", *SMALL)
+    assert status == 2
+    assert f"resume {out}" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(model_folder, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pxpo", "color", "--epochs", "100000", *SMALL,
+         "--model", str(model_folder), "--out", str(out)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        while process.poll() is None and len(list(out.glob("steps/*.safetensors"))) < 3:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    step = resume(out).step
+    assert step >= 2
+    assert f"after update {step}" in said
+    assert f"python -m pxpo resume {out}" in said
+    assert load_lora(out).rank == 2

@@ -1,0 +1,275 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import random_lora, random_pipeline
+from safetensors.torch import load_file, save_file
+
+from pxpo.config import Sampling
+from pxpo.errors import LoraError
+from pxpo.lora import FILE_NAME, TARGETS, Lora, adapter, load_lora, new_lora, save_lora, weights_of
+from pxpo.models import without_lora
+from pxpo.rollout import Noise, finish, rollout
+
+SAMPLING = Sampling(steps=2, guidance_scale=2.0)
+
+
+@torch.no_grad()
+def prediction(model) -> torch.Tensor:
+    x_t = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+    return model.predict_noise(x_t, torch.tensor([300]), model.encode_prompts(["a"]))
+
+
+def with_lora(model, lora: Lora) -> torch.Tensor:
+    with adapter(model, lora):
+        return prediction(model)
+
+
+def same_weights(one: Lora, other: Lora) -> bool:
+    return one.weights.keys() == other.weights.keys() and all(
+        torch.equal(one.weights[name], other.weights[name]) for name in one.weights
+    )
+
+
+@pytest.fixture
+def base(model) -> torch.Tensor:
+    """What the model predicts before it has ever seen a LoRA."""
+    return prediction(model)
+
+
+def test_a_new_lora_changes_nothing_yet(model, base):
+    assert torch.equal(with_lora(model, new_lora(model, 4, 0)), base)
+
+
+def test_a_new_lora_covers_the_attention_projections_in_float32(model):
+    lora = new_lora(model, 3, 0)
+    attentions = [name for name, _ in model.unet.named_modules() if name.endswith(TARGETS)]
+    assert len(lora.weights) == 2 * len(attentions) > 0
+    assert (lora.rank, lora.alpha) == (3, 3.0)
+    for name, weight in lora.weights.items():
+        assert weight.dtype == torch.float32
+        assert weight.shape[0 if "lora_A" in name else 1] == 3
+        assert bool(weight.any()) == ("lora_A" in name)
+
+
+def test_a_new_lora_comes_from_its_seed_alone(model):
+    first = new_lora(model, 4, 0)
+    torch.manual_seed(99)
+    assert same_weights(new_lora(model, 4, 0), first)
+    assert not same_weights(new_lora(model, 4, 1), first)
+
+
+def test_a_new_lora_is_the_same_while_another_is_attached(model):
+    alone = new_lora(model, 4, 0)
+    with adapter(model, random_lora(model, rank=3)):
+        assert same_weights(new_lora(model, 4, 0), alone)
+
+
+def test_a_random_lora_changes_the_prediction_and_another_changes_it_otherwise(model, base):
+    one, other = with_lora(model, random_lora(model)), with_lora(model, random_lora(model, seed=1))
+    assert not torch.allclose(one, base, atol=1e-3)
+    assert not torch.allclose(one, other, atol=1e-3)
+
+
+def test_alpha_over_rank_is_the_strength(model):
+    lora = random_lora(model)
+    twice = {name: w * (2 if "lora_B" in name else 1) for name, w in lora.weights.items()}
+    torch.testing.assert_close(
+        with_lora(model, replace(lora, alpha=2 * lora.alpha)),
+        with_lora(model, replace(lora, weights=twice)),
+    )
+
+
+def test_the_base_is_bit_identical_after_the_adapter(model, base):
+    with_lora(model, random_lora(model))
+    assert torch.equal(prediction(model), base)
+
+
+def test_the_base_is_bit_identical_without_the_lora_for_a_while(model, base):
+    with adapter(model, random_lora(model)):
+        learnt = prediction(model)
+        with without_lora(model):
+            assert torch.equal(prediction(model), base)
+        assert torch.equal(prediction(model), learnt)
+        assert not torch.equal(learnt, base)
+
+
+def test_the_base_is_bit_identical_after_an_exception(model, base):
+    with pytest.raises(KeyError), adapter(model, random_lora(model)):
+        raise KeyError
+    assert torch.equal(prediction(model), base)
+
+
+@pytest.mark.parametrize("rank", [2, 5])
+def test_a_second_adapter_is_refused_and_the_first_goes_on(model, base, rank):
+    with adapter(model, random_lora(model, seed=1)):
+        before = prediction(model)
+        with pytest.raises(LoraError, match="at work with another LoRA"):
+            with_lora(model, random_lora(model, rank, seed=2))
+        assert torch.equal(prediction(model), before)
+    assert torch.equal(prediction(model), base)
+
+
+def test_loras_of_different_ranks_take_turns(model, base):
+    small, large = random_lora(model, 2, seed=1), random_lora(model, 5, seed=2)
+    first = with_lora(model, small), with_lora(model, large)
+    again = with_lora(model, small), with_lora(model, large)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(prediction(model), base)
+
+
+@pytest.mark.parametrize("steps_taken", [1, 2])
+def test_the_base_is_bit_identical_after_closing_a_generator(model, base, steps_taken):
+    def work():
+        with adapter(model, random_lora(model)):
+            yield from rollout(model, ["a"], [Noise(0)], SAMPLING)
+
+    generator = work()
+    for _ in range(steps_taken):
+        next(generator)
+    assert not torch.equal(prediction(model), base)
+    generator.close()
+    assert torch.equal(prediction(model), base)
+
+
+def test_the_parameters_are_the_ones_that_count_and_start_without_gradients(model):
+    lora = random_lora(model)
+    x_t, cond = torch.ones(1, 4, 8, 8), model.encode_prompts(["a"])
+    with adapter(model, lora) as parameters:
+        model.predict_noise(x_t, torch.tensor([5]), cond).square().sum().backward()
+        assert all(p.grad is not None and p.grad.any() for p in parameters.values())
+        assert all(p.dtype == torch.float32 for p in parameters.values())
+    with adapter(model, lora) as parameters:
+        assert all(p.grad is None and p.requires_grad for p in parameters.values())
+
+
+def test_the_lora_itself_is_never_changed(model):
+    lora = random_lora(model)
+    kept = {name: weight.clone() for name, weight in lora.weights.items()}
+    with adapter(model, lora) as parameters, torch.no_grad():
+        copy = weights_of(parameters)
+        for parameter in parameters.values():
+            parameter.zero_()
+    for name, weight in kept.items():
+        assert torch.equal(lora.weights[name], weight)
+        assert torch.equal(copy[name], weight)
+
+
+@pytest.mark.parametrize("alpha", [2.0, 5.0])
+def test_saving_and_loading_is_exact(model, tmp_path, alpha):
+    lora = replace(random_lora(model), alpha=alpha)
+    file = save_lora(lora, tmp_path / "new" / "folder")
+    assert file == tmp_path / "new" / "folder" / FILE_NAME
+    for path in (file, file.parent):
+        loaded = load_lora(path)
+        assert (loaded.rank, loaded.alpha) == (lora.rank, lora.alpha)
+        assert same_weights(loaded, lora)
+        assert all(weight.dtype == torch.float32 for weight in loaded.weights.values())
+
+
+@pytest.mark.parametrize("alpha", [2.0, 5.0])
+def test_a_stock_pipeline_gives_the_same_image_from_the_saved_lora(model, tmp_path, alpha):
+    lora = replace(random_lora(model), alpha=alpha)
+    save_lora(lora, tmp_path)
+    with adapter(model, lora):
+        ours = finish(rollout(model, ["a b"], [Noise(0)], SAMPLING)).images
+    pipeline = random_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+
+    def stock():
+        return pipeline(
+            "a b",
+            num_inference_steps=SAMPLING.steps,
+            guidance_scale=SAMPLING.guidance_scale,
+            eta=SAMPLING.eta,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+        ).images
+
+    without = stock()
+    pipeline.load_lora_weights(tmp_path)
+    assert torch.equal(stock(), ours)
+    assert not torch.allclose(without, ours, atol=1e-3)
+
+
+def test_a_lora_whose_matrices_have_other_shapes_is_refused(model, base):
+    lora = random_lora(model)
+    name = next(iter(lora.weights))
+    wrong = replace(lora, weights={**lora.weights, name: torch.zeros(2, 7)})
+    with pytest.raises(LoraError, match=r"does not fit.*\(2, 7\), the model wants \(2, \d+\)"):
+        with_lora(model, wrong)
+    assert torch.equal(prediction(model), base)
+
+
+def test_a_lora_whose_rank_is_misstated_is_refused(model, base):
+    with pytest.raises(LoraError, match="does not fit"):
+        with_lora(model, replace(random_lora(model, rank=2), rank=3))
+    assert torch.equal(prediction(model), base)
+
+
+def test_a_lora_for_another_base_is_refused_and_the_model_is_free_again(model, base):
+    lora = random_lora(model)
+    other = {name.replace("up_blocks.1", "up_blocks.7"): w for name, w in lora.weights.items()}
+    with pytest.raises(LoraError, match=r"does not fit.*another base model"):
+        with_lora(model, replace(lora, weights=other))
+    assert torch.equal(prediction(model), base)
+    assert not torch.equal(with_lora(model, lora), base)
+
+
+def test_the_strength_in_an_alpha_key_is_kept(model, tmp_path):
+    lora = random_lora(model, 2)
+    state = {f"unet.{n.replace('.default', '')}": w for n, w in lora.weights.items()}
+    state |= {
+        n.replace("lora_A.weight", "alpha"): torch.tensor(6.0) for n in state if "lora_A" in n
+    }
+    save_file(state, tmp_path / FILE_NAME)
+    assert load_lora(tmp_path).alpha == 6.0
+
+
+def test_a_lora_without_any_matrix_is_refused(model, tmp_path):
+    save_file({}, tmp_path / FILE_NAME)
+    with pytest.raises(LoraError, match="rank"):
+        load_lora(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty folder", "text file", "truncated"])
+def test_what_cannot_be_read_is_named_with_the_way_out(model, tmp_path, kind):
+    path = tmp_path / "lora.safetensors"
+    if kind == "empty folder":
+        path.mkdir()
+    elif kind == "text file":
+        path.write_text("not a LoRA")
+    elif kind == "truncated":
+        file = save_lora(random_lora(model), tmp_path)
+        path.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(LoraError) as refused:
+        load_lora(path)
+    assert str(path) in str(refused.value)
+    assert FILE_NAME in str(refused.value)
+
+
+def saved_with(model, folder, change):
+    """A saved LoRA whose tensors are then changed."""
+    file = save_lora(random_lora(model), folder)
+    save_file(change(load_file(file)), file)
+    return file
+
+
+def test_a_lora_of_the_text_encoder_is_refused(model, tmp_path):
+    file = saved_with(model, tmp_path, lambda state: state | {"text_encoder.q": torch.zeros(2, 2)})
+    with pytest.raises(LoraError, match="more than the UNet.*text_encoder.q"):
+        load_lora(file)
+
+
+def test_a_lora_of_several_ranks_is_refused(model, tmp_path):
+    def change(state):
+        name = next(name for name in state if "lora.down" in name)
+        return state | {name: state[name].repeat(2, 1)}
+
+    with pytest.raises(LoraError, match=r"ranks \[2, 4\]"):
+        load_lora(saved_with(model, tmp_path, change))
+
+
+def test_alpha_is_the_rank_when_the_file_does_not_say(model, tmp_path):
+    assert load_lora(saved_with(model, tmp_path, dict)).alpha == 2.0

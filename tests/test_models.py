@@ -1,0 +1,221 @@
+import pytest
+import torch
+from conftest import random_pipeline
+from transformers import CLIPTokenizer
+
+from pxpo.errors import ModelError, PxpoError, SettingError
+from pxpo.models import DiffusionModel, is_out_of_memory, load_model
+
+
+def wrapped(prediction_type: str = "epsilon") -> DiffusionModel:
+    return DiffusionModel(random_pipeline(prediction_type), "cpu", "random")
+
+
+def unet_output(model, x_t, t, cond):
+    """What the UNet says about each image on its own."""
+    each = zip(x_t.split(1), t, cond.split(1), strict=True)
+    return torch.cat([model.unet(*one).sample for one in each])
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn((3, 4, 8, 8), generator=generator), torch.tensor([1, 500, 981])
+
+
+def test_a_loaded_model_is_frozen_and_knows_its_sizes(model, model_folder):
+    assert model.name == str(model_folder)
+    assert model.latent_shape == (4, 8, 8)
+    assert model.image_size == (16, 16)
+    for part in (model.unet, model.vae, model.text_encoder):
+        assert not part.training
+        assert not any(p.requires_grad for p in part.parameters())
+
+
+def test_non_square_sizes_are_height_then_width():
+    pipeline = random_pipeline()
+    pipeline.unet.register_to_config(sample_size=(6, 10))
+    model = DiffusionModel(pipeline, "cpu", "wide")
+    assert model.latent_shape == (4, 6, 10)
+    assert model.image_size == (12, 20)
+
+
+def test_prompts_are_encoded_as_the_stock_pipeline_does():
+    pipeline = random_pipeline()
+    model = DiffusionModel(pipeline, "cpu", "random")
+    cond = model.encode_prompts(["a b", ""])
+    expected, unconditional = pipeline.encode_prompt(["a b"], "cpu", 1, True)
+    assert cond.shape == (2, 12, 32)
+    torch.testing.assert_close(cond, torch.cat([expected, unconditional]))
+    assert not torch.allclose(cond[0], cond[1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 1.5, 7.5])
+def test_guidance_leads_from_the_unconditional_prediction_past_the_conditional(
+    prediction_type, guidance_scale, inputs
+):
+    model = wrapped(prediction_type)
+    x_t, t = inputs
+    cond, uncond = model.encode_prompts(["a", "b c", "z"]), model.encode_prompts([""])
+    without = unet_output(model, x_t, t, uncond.expand_as(cond))
+    expected = without + guidance_scale * (unet_output(model, x_t, t, cond) - without)
+    if prediction_type == "v_prediction":
+        alpha = model.scheduler.alphas_cumprod[t][:, None, None, None]
+        expected = alpha**0.5 * expected + (1 - alpha) ** 0.5 * x_t
+    eps = model.predict_noise(x_t, t, cond, uncond, guidance_scale)
+    assert eps.dtype == torch.float32
+    torch.testing.assert_close(eps, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_without_an_unconditional_prompt_is_refused(model, inputs):
+    x_t, t = inputs
+    with pytest.raises(SettingError, match="guidance_scale is 2.0.*uncond"):
+        model.predict_noise(x_t, t, model.encode_prompts(["a"] * 3), guidance_scale=2.0)
+
+
+def test_decode_equals_the_stock_decoder_and_stays_within_bounds():
+    pipeline = random_pipeline()
+    model = DiffusionModel(pipeline, "cpu", "random")
+    latents = 5 * torch.randn((3, 4, 8, 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    images = model.decode(latents)
+    assert images.shape == (3, 3, 16, 12)
+    assert (images.min(), images.max()) == (0, 1)
+    torch.testing.assert_close(images, (decoded / 2 + 0.5).clamp(0, 1))
+    model._largest["decode"] = 2
+    torch.testing.assert_close(model.decode(latents), images)
+
+
+@pytest.fixture
+def closed_model(tmp_path):
+    pipeline = random_pipeline()
+    vocabulary = pipeline.tokenizer.get_vocab() | {"ta": 900, "xi</w>": 901, "taxi</w>": 902}
+    pipeline.tokenizer = CLIPTokenizer(
+        vocab=vocabulary,
+        merges=[("t", "a"), ("x", "i</w>"), ("ta", "xi</w>")],
+        model_max_length=12,
+        closed_vocabulary=True,
+    )
+    pipeline.save_pretrained(tmp_path)
+    return load_model(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unknown"),
+    [
+        ("", []),
+        ("taxi", []),
+        ("a Taxi, TAXI! 42", []),
+        ("a tax on taxi", ["tax", "on"]),
+        ("lake taxi Lake dog", ["lake", "dog"]),
+        ("grün", ["grün"]),
+        ("ß", ["ß"]),
+    ],
+)
+def test_a_closed_vocabulary_names_the_words_it_never_learnt(closed_model, prompt, unknown):
+    assert closed_model.unknown_words(prompt) == unknown
+
+
+def test_an_open_vocabulary_knows_every_word(model):
+    assert model.unknown_words("zebra crossing") == []
+
+
+@pytest.mark.parametrize(
+    ("largest", "count", "slices"),
+    [
+        (2, 5, [(0, 2), (2, 4), (4, 5)]),
+        (9, 3, [(0, 3)]),
+        (1, 2, [(0, 1), (1, 2)]),
+        (3, 0, []),
+    ],
+)
+def test_fold_covers_everything_once_in_order(model, largest, count, slices):
+    model._largest["learn"] = largest
+    seen = []
+    done = list(model.fold("learn", count, seen.append))
+    assert seen == [slice(*one) for one in slices]
+    assert done == [end for _, end in slices]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_fold_halves_what_does_not_fit_and_remembers(model, error):
+    model._largest = {"sample": 64, "learn": 8, "decode": 16}
+    done = []
+
+    def work(part):
+        if part.stop - part.start > 3:
+            raise error
+        done.extend(range(part.start, part.stop))
+
+    assert list(model.fold("learn", 11, work)) == [2, 4, 6, 8, 10, 11]
+    assert done == list(range(11))
+    assert model._largest == {"sample": 64, "learn": 2, "decode": 16}
+
+
+def test_fold_gives_up_when_a_single_one_does_not_fit(model):
+    def work(part):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(PxpoError, match="memory on cpu.*single image"):
+        list(model.fold("learn", 8, work))
+
+
+def test_fold_lets_other_errors_through(model):
+    def work(part):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="multiplied"):
+        list(model.fold("learn", 8, work))
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+
+def test_a_missing_folder_is_named_with_the_way_out(tmp_path):
+    with pytest.raises(ModelError) as refused:
+        load_model(tmp_path / "nowhere", device="cpu")
+    assert str(tmp_path / "nowhere") in str(refused.value)
+    assert "check the name" in str(refused.value)
+
+
+def test_a_folder_that_is_no_pipeline_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "notes.txt").write_text("no model here")
+    with pytest.raises(ModelError) as refused:
+        load_model(tmp_path, device="cpu")
+    assert repr(str(tmp_path)) in str(refused.value)
+    assert "must be a diffusers folder" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"in_channels": 9}, "takes 9 channels and gives 4.*inpainting"),
+        ({"addition_embed_type": "text_time"}, "SDXL"),
+    ],
+)
+def test_a_unet_of_another_kind_is_refused(changes, said):
+    pipeline = random_pipeline()
+    pipeline.unet.register_to_config(**changes)
+    with pytest.raises(ModelError, match=said):
+        DiffusionModel(pipeline, "cpu", "other")
+
+
+def test_an_inpainting_folder_is_refused_when_loaded(tmp_path):
+    pipeline = random_pipeline()
+    pipeline.unet = type(pipeline.unet).from_config({**pipeline.unet.config, "in_channels": 9})
+    pipeline.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="takes 9 channels"):
+        load_model(tmp_path, device="cpu")
+
+
+def test_an_unknown_prediction_type_is_refused():
+    with pytest.raises(ModelError, match="'random' predicts 'sample'"):
+        wrapped("sample")

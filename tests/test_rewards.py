@@ -1,0 +1,287 @@
+from copy import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, SegformerConfig, SegformerForSemanticSegmentation
+
+from pxpo.errors import ModelError, RewardError
+from pxpo.rewards import ColorReward, Segmenter, SegmentReward, paint_by_label, painted_map
+
+LABELS = ("Background", "Hair", "Upper-clothes")
+
+PALETTE = {
+    "red": (1.0, 0.0, 0.0),
+    "green": (0.0, 1.0, 0.0),
+    "blue": (0.0, 0.0, 1.0),
+    "black": (0.0, 0.0, 0.0),
+    "white": (1.0, 1.0, 1.0),
+}
+
+
+def random_images(*size: int) -> torch.Tensor:
+    return torch.rand((2, 3, *size), generator=torch.Generator().manual_seed(0))
+
+
+def flat(color: str) -> torch.Tensor:
+    return torch.tensor(PALETTE[color])[None, :, None, None].expand(1, 3, 2, 3)
+
+
+@pytest.mark.parametrize("channel", ["red", "green", "blue"])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_channel_is_rewarded_where_it_is(channel, sign):
+    reward = ColorReward(channel, sign)
+    for color, rgb in PALETTE.items():
+        expected = sign * rgb[("red", "green", "blue").index(channel)]
+        assert torch.equal(reward(flat(color)), torch.full((1, 2, 3), expected))
+
+
+def test_the_default_is_less_blue_as_in_the_paper():
+    images = random_images(3, 5)
+    assert torch.equal(ColorReward()(images), -images[:, 2])
+
+
+@pytest.mark.parametrize(
+    ("color", "image", "closeness"),
+    [
+        ("white", "white", 1.0),
+        ("white", "black", 0.0),
+        ("#ff0000", "red", 1.0),
+        ("#ff0000", "black", 1 - 3**-0.5),
+        ("#0000ff", "red", 1 - (2 / 3) ** 0.5),
+        ("orange", "red", 1 - 165 / 255 / 3**0.5),
+    ],
+)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_target_colour_is_rewarded_by_closeness(color, image, closeness, sign):
+    reward = ColorReward(color, sign)(flat(image))
+    torch.testing.assert_close(reward, torch.full((1, 2, 3), sign * closeness))
+
+
+def test_color_keeps_each_pixel_in_its_place():
+    images = flat("black").clone()
+    images[0, :, 1, 2] = torch.tensor(PALETTE["white"])
+    assert ColorReward("white", 1)(images)[0].tolist() == [[0, 0, 0], [0, 0, 1]]
+
+
+def test_an_unknown_colour_is_refused_when_named():
+    with pytest.raises(RewardError, match="'blueish' is unknown.*orange"):
+        ColorReward("blueish")
+
+
+@pytest.mark.parametrize("sign", [0, 2, -0.5])
+def test_a_reward_is_for_more_or_for_less(sign, segmenter):
+    with pytest.raises(RewardError, match=f"sign is {sign}"):
+        ColorReward("blue", sign)
+    with pytest.raises(RewardError, match=f"sign is {sign}"):
+        SegmentReward(segmenter, ["Hair"], sign)
+
+
+def picture(mode: str, pixels: list) -> Image.Image:
+    """A picture two pixels high, so that rows and columns cannot be swapped unseen."""
+    image = Image.new(mode, (len(pixels) // 2, 2))
+    image.putdata(pixels)
+    return image
+
+
+@pytest.mark.parametrize("opacity", [1, 153, 255])
+def test_green_paint_is_plus_two_and_red_is_minus_two_whatever_the_opacity(opacity):
+    paint = picture(
+        "RGBA",
+        [
+            (0, 255, 0, opacity), (255, 0, 0, opacity), (0, 0, 0, 0),
+            (0, 255, 0, 0), (0, 0, 0, 255), (60, 200, 90, opacity),
+        ],
+    )  # fmt: skip
+    assert painted_map(paint).tolist() == [[2, -2, 0], [0, 0, 2]]
+    assert painted_map(np.asarray(paint)).tolist() == [[2, -2, 0], [0, 0, 2]]
+
+
+def test_paint_without_transparency():
+    pixels = [(0, 255, 0), (255, 0, 0), (0, 0, 0), (255, 255, 255), (200, 60, 90), (0, 0, 255)]
+    paint = picture("RGB", pixels)
+    assert painted_map(paint).tolist() == [[2, -2, 0], [0, -2, 0]]
+    assert painted_map(torch.from_numpy(np.array(paint))).tolist() == [[2, -2, 0], [0, -2, 0]]
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_paint_as_fractions_counts_like_paint_as_bytes(channels):
+    paint = np.zeros((1, 3, channels), np.float32)
+    paint[0, 0, 1] = paint[0, 1, 0] = 0.6
+    if channels == 4:
+        paint[0, :2, 3] = 0.6
+    assert painted_map(paint).tolist() == [[2, -2, 0]]
+
+
+def test_paint_of_a_palette():
+    paint = picture("RGB", [(0, 255, 0), (255, 0, 0), (0, 0, 0), (0, 0, 0)]).convert("P")
+    assert painted_map(paint).tolist() == [[2, -2], [0, 0]]
+
+
+def test_grey_paint_leads_from_minus_two_to_plus_two():
+    values = painted_map(picture("L", [0, 1, 128, 255, 128, 192]))
+    torch.testing.assert_close(values, torch.tensor([[-2.0, -2.0, 0.0], [2.0, 0.0, 128 / 127]]))
+
+
+def test_transparent_grey_paint_is_nothing():
+    paint = picture("LA", [(0, 0), (255, 0), (0, 255), (255, 255)])
+    assert painted_map(paint).tolist() == [[0, 0], [-2, 2]]
+
+
+def test_bilevel_paint_is_plus_two_or_nothing():
+    assert painted_map(picture("1", [1, 0, 0, 0, 0, 1])).tolist() == [[2, 0, 0], [0, 0, 2]]
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.tensor])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (512, 4)])
+def test_an_array_is_taken_as_it_is(make, shape):
+    values = np.random.default_rng(0).uniform(-2, 2, shape)
+    painted = painted_map(make(values))
+    assert painted.dtype == torch.float32
+    assert torch.equal(painted, torch.tensor(values).float())
+
+
+@pytest.mark.parametrize("value", [2.01, -3, 255])
+def test_values_beyond_the_limit_are_refused(value):
+    with pytest.raises(RewardError, match=f"reaches {abs(value)}; the most it can be is 2"):
+        painted_map(np.array([[0, value]]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(value):
+    with pytest.raises(RewardError, match="not finite"):
+        painted_map(np.array([[0, value]]))
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 4, 2), (3, 8, 8), (4, 4, 5), (1, 4, 4, 3)])
+def test_paint_of_another_shape_is_refused(shape):
+    with pytest.raises(RewardError) as refused:
+        painted_map(np.zeros(shape))
+    assert str(shape) in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("segmenter")
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8,
+        initializer_range=0.3, id2label=dict(enumerate(LABELS)),
+        label2id={name: index for index, name in enumerate(LABELS)},
+    )  # fmt: skip
+    SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "SegformerImageProcessor", "size": {"height": 32, "width": 32}}'
+    )
+    return Segmenter(folder)
+
+
+@pytest.fixture
+def color_segmenter(segmenter):
+    """A segmenter whose classes are red, green and blue, so that one can tell who is where."""
+
+    mean = torch.tensor(segmenter.processor.image_mean)[:, None, None]
+    std = torch.tensor(segmenter.processor.image_std)[:, None, None]
+
+    def see(pixel_values):
+        return SimpleNamespace(logits=20 * (pixel_values * std + mean))
+
+    see.device = torch.device("cpu")
+    seeing = copy(segmenter)
+    seeing.model, seeing.labels = see, ("Red", "Green", "Blue")
+    return seeing
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 48)])
+def test_probabilities_sum_to_one_at_the_size_of_the_images(segmenter, size):
+    probabilities = segmenter.probabilities(random_images(*size))
+    assert probabilities.shape == (2, 3, *size)
+    assert probabilities.min() >= 0
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(2, *size))
+    assert torch.equal(segmenter.classes(random_images(*size)), probabilities.argmax(1))
+
+
+def test_probabilities_are_those_of_the_stock_model(segmenter):
+    image = random_images(32, 32)[:1]
+    processor = AutoImageProcessor.from_pretrained(segmenter.name)
+    model = SegformerForSemanticSegmentation.from_pretrained(segmenter.name).eval()
+    as_picture = Image.fromarray((image[0] * 255).round().byte().permute(1, 2, 0).numpy())
+    with torch.no_grad():
+        logits = model(**processor(as_picture, return_tensors="pt")).logits
+    logits = torch.nn.functional.interpolate(logits, (32, 32), mode="bilinear")
+    torch.testing.assert_close(segmenter.probabilities(image), logits.softmax(1))
+    assert segmenter.probabilities(image).std() > 0.01
+
+
+def test_an_image_is_judged_alike_in_a_batch_larger_than_one_pass(segmenter):
+    images = torch.rand((11, 3, 32, 32), generator=torch.Generator().manual_seed(1))
+    together = segmenter.probabilities(images)
+    for index in (0, 7, 8, 10):
+        alone = segmenter.probabilities(images[index : index + 1])[0]
+        torch.testing.assert_close(together[index], alone)
+
+
+def quarters(height: int, width: int) -> torch.Tensor:
+    """Red top left, green top right, blue below."""
+    image = torch.zeros(1, 3, height, width)
+    image[0, 0, : height // 2, : width // 4] = 1
+    image[0, 1, : height // 2, width // 4 :] = 1
+    image[0, 2, height // 2 :] = 1
+    return image
+
+
+def test_each_class_is_where_it_is_seen(color_segmenter):
+    probabilities = color_segmenter.probabilities(quarters(16, 64))[0]
+    for (row, column), label in {(2, 5): 0, (2, 40): 1, (13, 5): 2, (13, 60): 2}.items():
+        assert probabilities[label, row, column] > 0.99
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_reward_is_the_probability_with_its_sign(color_segmenter, sign):
+    reward = SegmentReward(color_segmenter, ["red"], sign)(quarters(16, 64))[0]
+    assert reward.shape == (16, 64)
+    assert reward[2, 5].item() == pytest.approx(sign, abs=0.01)
+    assert reward[13, 5].item() == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["Hair", "hair", " HAIR "])
+def test_labels_are_found_by_name_whatever_their_capitals(segmenter, name):
+    images = random_images(32, 32)
+    reward = SegmentReward(segmenter, [name])(images)
+    assert torch.equal(reward, -segmenter.probabilities(images)[:, 1])
+
+
+def test_several_labels_add_up_and_each_counts_once(segmenter):
+    images = random_images(32, 32)
+    probabilities = segmenter.probabilities(images)
+    reward = SegmentReward(segmenter, ["upper-clothes", "hair", "Hair"], 1)(images)
+    torch.testing.assert_close(reward, probabilities[:, 1] + probabilities[:, 2])
+
+
+def test_an_unknown_label_lists_the_known_ones(segmenter):
+    with pytest.raises(RewardError, match="'moustache'; it knows Background, Hair, Upper-clothes"):
+        SegmentReward(segmenter, ["Hair", "moustache"])
+
+
+def test_no_label_at_all_is_refused(segmenter):
+    with pytest.raises(RewardError, match="no label"):
+        SegmentReward(segmenter, [])
+
+
+def test_a_segmenter_that_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(ModelError, match="segmenter.*cannot be loaded") as refused:
+        Segmenter(tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in str(refused.value)
+
+
+def test_paint_by_label_stands_in_for_a_person(color_segmenter):
+    painted = paint_by_label(color_segmenter, quarters(16, 64), more=["green"], less=["Blue"])
+    assert painted.shape == (1, 16, 64)
+    assert (painted[0, 2, 5], painted[0, 2, 40], painted[0, 13, 5]) == (0, 2, -2)
+
+
+def test_paint_by_label_with_nothing_to_paint_is_refused(color_segmenter):
+    with pytest.raises(RewardError, match="nothing to paint"):
+        paint_by_label(color_segmenter, quarters(16, 64))

@@ -1,0 +1,207 @@
+"""A run is plain data: it can go back, be saved, and go on bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pxpo import (
+    Session,
+    annotate,
+    back,
+    finish,
+    generate,
+    learn,
+    load_model,
+    new_session,
+    resume,
+    save,
+    settings_for,
+    skip,
+)
+from pxpo.errors import RewardError, RunError
+from pxpo.lora import new_lora
+from pxpo.models import DiffusionModel
+from pxpo.session import shown_noise, training_noise
+
+
+def settings(**changes):
+    return settings_for(
+        "paint", **{"prompt": "a lake", "steps": 3, "rank": 2, "shown": 2, "images": 2, **changes}
+    )
+
+
+def steps(model: DiffusionModel, session: Session, count: int) -> Session:
+    for _ in range(count):
+        session = finish(generate(model, session))
+        session = finish(learn(model, session, session.trajectory.images[:, 2] - 0.5))
+    return session
+
+
+def assert_same(one: Session, other: Session) -> None:
+    assert one.settings == other.settings and one.step == other.step
+    for a, b in zip(one.history, other.history, strict=True):
+        assert torch.equal(a.shown, b.shown) and a.metrics == b.metrics
+        for left, right in ((a.lora.weights, b.lora.weights), (a.optimizer, b.optimizer)):
+            assert left.keys() == right.keys()
+            assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture
+def session(model: DiffusionModel) -> Session:
+    return steps(model, finish(new_session(model, settings())), 2)
+
+
+def test_learning_changes_the_lora_and_the_shown_images(session):
+    first, last = session.history[0], session.history[-1]
+    assert any(
+        not torch.equal(first.lora.weights[n], last.lora.weights[n]) for n in last.lora.weights
+    )
+    assert not torch.equal(first.shown, last.shown)
+    assert last.metrics["grad_norm"] > 0
+
+
+def test_a_session_is_never_changed_in_place(model, session):
+    weights = {n: w.clone() for n, w in session.lora.weights.items()}
+    moments = {n: m.clone() for n, m in session.history[-1].optimizer.items()}
+    steps(model, session, 1)
+    assert session.step == 2
+    assert all(torch.equal(weights[n], w) for n, w in session.lora.weights.items())
+    assert all(torch.equal(moments[n], m) for n, m in session.history[-1].optimizer.items())
+
+
+def test_going_back_and_on_again_gives_the_same_run(model, session):
+    assert_same(steps(model, back(session, 1), 1), session)
+    assert back(session, 0).step == 0
+
+
+@pytest.mark.parametrize("step", [-1, 3])
+def test_going_back_to_no_step_is_refused(session, step):
+    with pytest.raises(RunError, match=f"no step {step}.*0 to 2"):
+        back(session, step)
+
+
+@pytest.mark.parametrize("pause_after", ["learn", "generate"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    model, model_folder, session, tmp_path: Path, pause_after
+):
+    paused = back(session, 1)
+    if pause_after == "generate":
+        paused = finish(generate(model, paused))
+    save(paused, tmp_path)
+    fresh = load_model(model_folder, device="cpu")
+    again = resume(tmp_path)
+    assert_same(again, paused)
+    if pause_after == "generate":
+        assert torch.equal(again.trajectory.latents, paused.trajectory.latents)
+        again = finish(learn(fresh, again, again.trajectory.images[:, 2] - 0.5))
+    else:
+        again = steps(fresh, again, 1)
+    assert_same(again, session)
+
+
+def test_saving_again_writes_new_steps_only_and_drops_those_gone_back_from(
+    model, session, tmp_path
+):
+    save(session, tmp_path)
+    written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "steps").iterdir()}
+    other = finish(generate(model, back(session, 1)))
+    other = finish(learn(model, other, -other.trajectory.images[:, 0]))
+    save(other, tmp_path)
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "steps").iterdir()}
+    assert len(now) == 3 and len(written.keys() & now.keys()) == 2
+    assert all(now[name] == written[name] for name in written.keys() & now.keys())
+    assert_same(resume(tmp_path), other)
+
+
+def test_a_crash_while_saving_leaves_the_last_good_run(model, session, tmp_path, monkeypatch):
+    save(session, tmp_path)
+    longer = steps(model, session, 1)
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
+    with pytest.raises(RunError, match="disk full"):
+        save(longer, tmp_path)
+    monkeypatch.undo()
+    assert_same(resume(tmp_path), session)
+    assert not list(tmp_path.rglob("tmp*"))
+
+
+def test_what_cannot_be_resumed_is_said(session, tmp_path):
+    with pytest.raises(RunError, match="no run can be read"):
+        resume(tmp_path / "nothing")
+    save(session, tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / record["steps"][1]).write_bytes(b"not a tensor")
+    with pytest.raises(RunError, match="no run can be read"):
+        resume(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({**record, "format": 99}))
+    with pytest.raises(RunError, match="format 99"):
+        resume(tmp_path)
+
+
+def test_maps_that_do_not_fit_or_say_nothing_are_refused(model, session):
+    with pytest.raises(RunError, match="generate"):
+        finish(learn(model, session, torch.ones(2, 16, 16)))
+    session = finish(generate(model, session))
+    with pytest.raises(RewardError, match="3 reward maps for 2 images"):
+        finish(learn(model, session, torch.ones(3, 16, 16)))
+    with pytest.raises(RewardError, match="empty"):
+        finish(learn(model, session, torch.zeros(2, 16, 16)))
+
+
+def test_a_cancelled_update_leaves_model_and_session_as_they_were(model, session):
+    session = finish(generate(model, session))
+    before = finish(new_session(model, settings()))
+    work = learn(model, session, torch.ones(2, 16, 16))
+    next(work)
+    work.close()
+    after = finish(new_session(model, settings()))
+    assert torch.equal(before.history[0].shown, after.history[0].shown)
+    assert session.step == 2
+
+
+def test_noise_is_fresh_or_kept_as_the_setting_says():
+    fresh, start, whole = (settings(noise=name) for name in ("fresh", "start", "whole"))
+    assert (
+        training_noise(whole, 5, 1)
+        == training_noise(whole, 0, 1)
+        == shown_noise(whole)[0].__class__(1)
+    )
+    assert training_noise(start, 0, 0) == shown_noise(start)[0]
+    one, two = training_noise(start, 1, 0), training_noise(start, 2, 0)
+    assert one.start == two.start == 0 and one.steps != two.steps
+    seeds = [training_noise(fresh, step, image) for step in range(3) for image in range(2)]
+    assert len({noise.start for noise in seeds} | {noise.steps for noise in seeds}) == 12
+
+
+def test_held_out_noise_is_never_trained_on():
+    some = settings(noise="fresh", images=16, shown=16)
+    trained = {training_noise(some, step, i).start for step in range(50) for i in range(16)}
+    assert not trained & {noise.start for noise in shown_noise(some)}
+
+
+def test_a_run_can_start_from_a_lora(model):
+    lora = new_lora(model, 3, seed=5)
+    lora = type(lora)(3, 3.0, {n: w + 0.05 for n, w in lora.weights.items()})
+    session = finish(new_session(model, settings(), lora))
+    expected = finish(new_session(model, settings()))
+    assert session.lora is lora
+    assert not torch.equal(session.history[0].shown, expected.history[0].shown)
+
+
+def test_annotate_adds_numbers_to_the_newest_step(session):
+    noted = annotate(session, shown_reward=1.5)
+    assert noted.history[-1].metrics == {**session.history[-1].metrics, "shown_reward": 1.5}
+    assert "shown_reward" not in session.history[-1].metrics
+
+
+def test_skipping_learns_nothing_but_brings_other_noise(model):
+    session = finish(new_session(model, settings(noise="start")))
+    first = finish(generate(model, session)).trajectory
+    skipped = skip(session)
+    second = finish(generate(model, skipped)).trajectory
+    assert skipped.step == 1 and skipped.lora is session.lora
+    assert torch.equal(first.latents[0], second.latents[0])
+    assert not torch.equal(first.noise, second.noise)

@@ -1,0 +1,115 @@
+"""The embedded model: how its scenes are drawn, what lies in assets/, and that it can be remade."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from assets.world import __main__ as world
+from assets.world import measure, scenes, text
+from pxpo import ColorReward, Noise, Segmenter, finish, load_model, rollout, settings_for
+from pxpo.models import TINY_WORLD
+from pxpo.rewards.segmentation import TINY_SEGMENTER
+
+made = pytest.mark.skipif(
+    not (TINY_WORLD / "model_index.json").exists(), reason="Tiny World has not been made"
+)
+
+
+@pytest.mark.parametrize("kind", scenes.KINDS)
+def test_a_scene_is_its_seeds_alone(kind):
+    one, again, other = scenes.draw(3, kind), scenes.draw(3, kind), scenes.draw(4, kind)
+    assert np.array_equal(one.image, again.image) and np.array_equal(one.labels, again.labels)
+    assert one.caption == again.caption
+    assert not np.array_equal(one.image, other.image)
+    assert one.image.shape == (128, 128, 3) and one.labels.shape == (128, 128)
+    assert one.labels.max() < len(scenes.LABELS)
+
+
+def test_many_scenes_do_not_depend_on_the_number_of_workers():
+    alone, together = scenes.draw_many(12, 5, workers=1), scenes.draw_many(12, 5, workers=2)
+    assert np.array_equal(alone[0], together[0]) and np.array_equal(alone[1], together[1])
+    assert alone[2] == together[2]
+    assert set(" ".join(alone[2]).split()) <= set(scenes.WORDS)
+
+
+def test_labels_say_what_is_where():
+    taxi = scenes.draw(8, "red taxi in traffic")
+    red = taxi.image[taxi.labels == scenes.LABELS.index("Taxi")].mean(0)
+    assert red[0] > red[1] and red[0] > red[2]
+    assert (taxi.labels[-8:] == scenes.LABELS.index("Road")).mean() > 0.5
+    assert (taxi.labels[:8] == scenes.LABELS.index("Road")).mean() == 0
+
+
+def test_every_word_is_one_token_and_strange_words_are_not(tmp_path):
+    tokenizer = text.save_tokenizer(scenes.WORDS, tmp_path)
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in scenes.WORDS)
+    assert len(tokenizer.tokenize("zebra")) > 1
+
+
+@pytest.mark.slow
+def test_one_command_makes_it_all_from_nothing(tmp_path):
+    out = tmp_path / "out"
+    world.make(world.SIZES["toy"], torch.device("cpu"), 0, tmp_path / "work", out, compiled=False)
+    images = StableDiffusionPipeline.from_pretrained(out / "tiny_world")(
+        "nature landscape", num_inference_steps=2, output_type="np"
+    ).images
+    assert images.shape == (1, 128, 128, 3)
+    assert Segmenter(out / "tiny_world_segmenter").labels == scenes.LABELS
+    assert "PSNR" in (out / "tiny_world" / "README.md").read_text()
+
+
+@made
+def test_no_file_is_too_large_for_a_space_and_none_is_a_pickle():
+    files = [path for folder in (TINY_WORLD, TINY_SEGMENTER) for path in folder.rglob("*.*")]
+    assert all(path.stat().st_size < 10_000_000 for path in files)
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+    assert sum(path.stat().st_size for path in files) < 45_000_000
+    assert (TINY_WORLD / "README.md").exists() and (TINY_SEGMENTER / "README.md").exists()
+
+
+@made
+def test_a_stock_pipeline_paints_what_we_paint():
+    pipeline = StableDiffusionPipeline.from_pretrained(TINY_WORLD)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = settings_for("paint")
+    stock = pipeline(
+        settings.prompt, num_inference_steps=settings.steps, eta=settings.eta,
+        guidance_scale=settings.guidance_scale, generator=torch.Generator().manual_seed(1),
+        output_type="pt",
+    ).images  # fmt: skip
+    ours = finish(rollout(load_model(device="cpu"), [settings.prompt], [Noise(1)], settings)).images
+    assert torch.equal(stock, ours)
+
+
+@made
+def test_pictures_hold_what_their_prompt_names():
+    model, segmenter = load_model(device="cpu"), Segmenter()
+    prompts = [kind for kind in scenes.KINDS for _ in range(4)]
+    noise = [Noise(100 + index) for index in range(len(prompts))]
+    images = finish(rollout(model, prompts, noise, settings_for("paint"))).images
+    seen = (images.permute(0, 2, 3, 1) * 255).round().byte()
+    assert measure.named(segmenter.model, seen, prompts, report=lambda _: None) >= 0.75
+    blue = ColorReward("blue")(images).mean((1, 2))
+    assert -0.9 < blue.mean() < -0.2 and blue.std() > 0.01
+
+
+@made
+def test_the_segmenter_is_a_stock_one_with_the_papers_labels():
+    model = AutoModelForSemanticSegmentation.from_pretrained(TINY_SEGMENTER)
+    AutoImageProcessor.from_pretrained(TINY_SEGMENTER)
+    assert [model.config.id2label[index] for index in (1, 2, 11)] == ["Hat", "Hair", "Face"]
+    pictures, labels, _ = scenes.draw_many(24, seed=77)
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+    right = Segmenter().classes(images) == torch.from_numpy(labels)
+    assert right.float().mean() > 0.95
+
+
+@made
+def test_words_it_never_learnt_are_said():
+    model = load_model(device="cpu")
+    assert model.unknown_words("Nature landscape, with zebras!") == ["zebras"]

@@ -1,0 +1,581 @@
+"""The closed form against the explicit loss: `update` computes Eq. 6, and nothing else."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import random_lora, random_pipeline
+from diffusers import DDIMScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Normal, kl_divergence
+from torch.nn import Parameter
+
+from pxpo.config import Learning, Sampling
+from pxpo.credit import smooth
+from pxpo.ddim import (
+    Schedule,
+    expected_image,
+    make_schedule,
+    noise_from_velocity,
+    pixel_log_prob,
+    step,
+    step_mean,
+)
+from pxpo.errors import DivergedError, PxpoError, RewardError, SettingError
+from pxpo.lora import adapter, weights_of
+from pxpo.models import DiffusionModel, without_lora
+from pxpo.rollout import Noise, Trajectory, finish, rollout
+from pxpo.update import accumulate_gradient, update
+
+PAPER = Learning(step_weights="paper")
+FLAT = Learning(step_weights="flat")
+IMAGES, STEPS, C, H, W, TOKENS, WIDTH = 3, 4, 2, 3, 5, 4, 6
+
+
+def double(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def double_schedule(steps: int = STEPS, **changes) -> Schedule:
+    options = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1} | changes
+    schedule = make_schedule(DDIMScheduler(**options), steps, 1.0)
+    numbers = {name: getattr(schedule, name).double() for name in ("alpha", "alpha_prev", "sigma")}
+    return replace(schedule, **numbers)
+
+
+class StandIn:
+    """What `update` needs of a model, in float64, with a switch for the LoRA."""
+
+    device = torch.device("cpu")
+    fold = DiffusionModel.fold
+
+    def __init__(self, parameters: dict[str, torch.Tensor]) -> None:
+        self.parameters = {name: Parameter(value) for name, value in parameters.items()}
+        self.unet, self.lora, self._largest = self, 1.0, {"learn": 5}
+
+    def enable_adapters(self) -> None:
+        self.lora = 1.0
+
+    def disable_adapters(self) -> None:
+        self.lora = 0.0
+
+
+class SmallModel(StandIn):
+    """A network in which each pixel sees its channels, the whole image, the text and the time."""
+
+    def __init__(self, prediction_type: str, alphas: torch.Tensor) -> None:
+        shapes = {"pixel": (C, C), "image": (C, C), "text": (WIDTH, C), "time": (1, C)}
+        super().__init__({name: double(*shapes[name], seed=1) for name in shapes})
+        self.base = {name: double(*shapes[name], seed=2) for name in shapes}
+        self.prediction_type, self.alphas = prediction_type, alphas.double()
+
+    def network(self, x_t, t, cond):
+        w = {name: self.base[name] + self.lora * self.parameters[name] for name in self.base}
+        pixel = torch.einsum("bchw,cd->bdhw", x_t, w["pixel"])
+        image = x_t.mean((2, 3)) @ w["image"] + cond.mean(1) @ w["text"]
+        image = image + (t[:, None] / 1000) @ w["time"]
+        return torch.tanh(pixel + image[:, :, None, None])
+
+    def predict_noise(self, x_t, t, cond, uncond=None, guidance_scale=1.0):
+        output = self.network(x_t, t.double(), cond)
+        if guidance_scale != 1:
+            without = self.network(x_t, t.double(), uncond.expand_as(cond))
+            output = without + guidance_scale * (output - without)
+        if self.prediction_type == "v_prediction":
+            output = noise_from_velocity(output, x_t, self.alphas[t].view(-1, 1, 1, 1))
+        return output
+
+
+class Table(StandIn):
+    """A model whose prediction for each step and image is a parameter of its own.
+
+    The gradient of that parameter is the cotangent of the prediction. `cond` numbers the images.
+    """
+
+    def __init__(self, schedule: Schedule, images: int = IMAGES) -> None:
+        super().__init__({"eps": double(len(schedule), images, C, H, W, seed=3)})
+        self.t = schedule.t
+
+    def predict_noise(self, x_t, t, cond, uncond=None, guidance_scale=1.0):
+        step = (t[:, None] == self.t).nonzero()[:, 1]
+        return self.lora * self.parameters["eps"][step, cond[:, 0, 0].long()]
+
+
+@torch.no_grad()
+def sampled(model, schedule: Schedule, cond: torch.Tensor, guidance_scale: float) -> Trajectory:
+    images, uncond = len(cond), double(1, TOKENS, WIDTH, seed=4)
+    z = double(len(schedule), images, C, H, W, seed=5)
+    latents = [double(images, C, H, W, seed=6)]
+    for index in range(len(schedule)):
+        at, x_t = schedule[index], latents[-1]
+        eps = model.predict_noise(x_t, at.t.expand(images), cond, uncond, guidance_scale)
+        latents.append(step(x_t, eps, z[index], at))
+    pictures = torch.zeros(images, 3, H, W)
+    return Trajectory(torch.stack(latents), z, schedule, cond, uncond, guidance_scale, pictures)
+
+
+def small(prediction_type: str = "epsilon", guidance_scale: float = 3.0, **changes):
+    model = SmallModel(prediction_type, DDIMScheduler().alphas_cumprod)
+    cond = double(IMAGES, TOKENS, WIDTH, seed=7)
+    return model, sampled(model, double_schedule(**changes), cond, guidance_scale)
+
+
+def table(**changes):
+    schedule = double_schedule(**changes)
+    model = Table(schedule)
+    cond = torch.arange(IMAGES).double().view(-1, 1, 1).expand(IMAGES, TOKENS, WIDTH)
+    return model, sampled(model, schedule, cond, 1.0)
+
+
+def credits(*shape: int, seed: int = 8) -> torch.Tensor:
+    return double(*(shape or (IMAGES, H, W)), seed=seed)
+
+
+def shares(*shape: int, seed: int = 9) -> torch.Tensor:
+    return credits(*shape, seed=seed).sigmoid()
+
+
+def closed_form(model, trajectory, credit, learning, **options) -> dict[str, torch.Tensor]:
+    parameters = options.pop("parameters", None) or model.parameters
+    finish(accumulate_gradient(model, parameters, trajectory, credit, learning, **options))
+    return {name: parameter.grad.clone() for name, parameter in parameters.items()}
+
+
+def by_autograd(loss: torch.Tensor, parameters) -> dict[str, torch.Tensor]:
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    return dict(zip(parameters, gradients, strict=True))
+
+
+def predicted(model, trajectory, index: int, learning: Learning = PAPER) -> torch.Tensor:
+    x_t, scale = trajectory.latents[index], trajectory.guidance_scale
+    t = trajectory.schedule.t[index].expand(len(x_t))
+    cond, uncond = trajectory.cond, trajectory.uncond
+    if learning.unconditional == "exact":
+        return model.predict_noise(x_t, t, cond, uncond, scale)
+    without = model.predict_noise(x_t, t, uncond.expand_as(cond)).detach()
+    return without + scale * (model.predict_noise(x_t, t, cond) - without)
+
+
+def explicit_loss(model, trajectory, credit, learning, silence=None, chosen=None) -> torch.Tensor:
+    """-mean of A log p + hold * mean of silence * KL, in the words of the paper."""
+    silence = torch.ones_like(credit) if silence is None else silence
+    chosen = range(len(trajectory.schedule)) if chosen is None else chosen
+    losses = []
+    for index in chosen:
+        at, x_t = trajectory.schedule[index], trajectory.latents[index]
+        loudness = 1.0 if learning.step_weights == "paper" else (at.sigma / at.c).abs()
+        mean = step_mean(x_t, predicted(model, trajectory, index, learning), at)
+        log_prob = pixel_log_prob(trajectory.latents[index + 1], mean, at.sigma)
+        losses.append((-loudness * credit * log_prob).mean())
+        if learning.hold:
+            with torch.no_grad(), without_lora(model):
+                base = step_mean(x_t, predicted(model, trajectory, index), at)
+            kl = kl_divergence(Normal(mean, at.sigma), Normal(base, at.sigma)).sum(1)
+            losses.append((learning.hold * loudness**2 * silence * kl).mean())
+    return sum(losses) / len(chosen)
+
+
+def assert_same(one: dict, other: dict, rtol: float = 1e-6) -> None:
+    """Equal up to `rtol` of each tensor's largest entry, which must not be zero."""
+    assert one.keys() == other.keys()
+    for name in one:
+        largest = other[name].abs().max().item()
+        assert largest > 0
+        torch.testing.assert_close(one[name], other[name], rtol=rtol, atol=rtol * largest)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("hold", [0.0, 0.7])
+@pytest.mark.parametrize("step_weights", ["paper", "flat"])
+def test_the_closed_form_is_the_gradient_of_the_explicit_loss(
+    prediction_type, guidance_scale, hold, step_weights
+):
+    model, trajectory = small(prediction_type, guidance_scale)
+    learning = Learning(step_weights=step_weights, hold=hold)
+    arguments = model, trajectory, credits(), learning, shares()
+    loss = explicit_loss(*arguments)
+    assert_same(
+        closed_form(*arguments[:4], silence=arguments[4]), by_autograd(loss, model.parameters)
+    )
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("hold", [0.0, 0.7])
+def test_detached_is_the_explicit_loss_with_a_constant_unconditional_half(
+    prediction_type, guidance_scale, hold
+):
+    model, trajectory = small(prediction_type, guidance_scale)
+    learning = replace(PAPER, unconditional="detached", hold=hold)
+    loss = explicit_loss(model, trajectory, credits(), learning)
+    detached = closed_form(model, trajectory, credits(), learning)
+    assert_same(detached, by_autograd(loss, model.parameters))
+    exact = closed_form(model, trajectory, credits(), replace(PAPER, hold=hold))
+    alike = torch.allclose(detached["text"], exact["text"], rtol=1e-3)
+    assert alike == (guidance_scale == 1)
+
+
+@pytest.mark.parametrize(("share", "count"), [(1.0, 8), (0.75, 6), (0.5, 4), (0.3, 2), (0.01, 1)])
+@pytest.mark.parametrize("hold", [0.0, 0.7])
+def test_a_share_of_the_steps_is_the_explicit_loss_over_those_steps(share, count, hold):
+    learning = replace(PAPER, timesteps=share, hold=hold)
+    spy, seen = table(steps=8)
+
+    def drawn(seed):
+        return torch.Generator().manual_seed(seed)
+
+    touched = closed_form(spy, seen, credits(), learning, generator=drawn(1))["eps"]
+    chosen = touched.flatten(1).any(1).nonzero().flatten().tolist()
+    assert len(chosen) == count
+    model, trajectory = small(steps=8)
+    loss = explicit_loss(model, trajectory, credits(), learning, chosen=chosen)
+    gradient = closed_form(model, trajectory, credits(), learning, generator=drawn(1))
+    assert_same(gradient, by_autograd(loss, model.parameters))
+
+
+def test_the_drawn_steps_depend_on_the_generator():
+    model, trajectory = table(steps=8)
+    arguments = model, trajectory, credits(), replace(PAPER, timesteps=0.5)
+
+    def chosen(seed):
+        gradient = closed_form(*arguments, generator=torch.Generator().manual_seed(seed))
+        return tuple(gradient["eps"].flatten(1).any(1).tolist())
+
+    assert chosen(0) == chosen(0)
+    assert len({chosen(seed) for seed in range(8)}) > 3
+
+
+def test_drawing_steps_without_a_generator_is_refused():
+    model, trajectory = small()
+    with pytest.raises(SettingError, match="timesteps is 0.5.*generator"):
+        closed_form(model, trajectory, credits(), replace(PAPER, timesteps=0.5))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**31), largest=st.integers(1, 13))
+def test_the_cotangent_is_minus_credit_times_noise_times_slope_over_sigma(seed, largest):
+    model, trajectory = table()
+    model._largest["learn"] = largest
+    credit = credits(seed=seed)
+    schedule = trajectory.schedule
+    ratio = (schedule.c / schedule.sigma).view(-1, 1, 1, 1, 1)
+    count = STEPS * IMAGES * H * W
+    expected = -ratio * credit[None, :, None] * trajectory.noise / count
+    cotangent = closed_form(model, trajectory, credit, PAPER)
+    assert_same(cotangent, {"eps": expected})
+    flat = closed_form(model, trajectory, credit, FLAT)
+    assert_same(flat, {"eps": expected / ratio.abs()})
+
+
+def test_in_the_paper_late_steps_are_loudest_and_flat_makes_them_alike():
+    model, trajectory = table(steps=50)
+    ones = torch.ones(IMAGES, H, W, dtype=torch.float64)
+    loudness = {
+        learning.step_weights: (
+            closed_form(model, trajectory, ones, learning)["eps"] / trajectory.noise
+        ).abs().amax((1, 2, 3, 4))
+        for learning in (PAPER, FLAT)
+    }  # fmt: skip
+    assert loudness["paper"].argmax() == 48
+    torch.testing.assert_close(loudness["flat"], loudness["flat"][:1].expand(50))
+
+
+@pytest.mark.parametrize("learning", [PAPER, FLAT], ids=["paper", "flat"])
+def test_a_pixel_without_reward_has_no_gradient_and_speaks_for_no_other(learning):
+    model, trajectory = table()
+    credit = torch.zeros(IMAGES, H, W, dtype=torch.float64)
+    credit[1, 2, 3] = 5.0
+    cotangent = closed_form(model, trajectory, credit, learning)["eps"]
+    assert (cotangent[:, 1, :, 2, 3] != 0).all()
+    assert cotangent.count_nonzero() == STEPS * C
+
+
+def test_the_explicit_loss_has_no_cross_talk_between_pixels_either():
+    at, credit = double_schedule()[1], credits()
+    credit[:, 0, 4] = credit[2] = 0
+    mean = double(IMAGES, C, H, W, seed=1).requires_grad_()
+    x_prev = double(IMAGES, C, H, W, seed=2)
+    loss = -(credit * pixel_log_prob(x_prev, mean, at.sigma)).mean()
+    (gradient,) = torch.autograd.grad(loss, mean)
+    assert torch.equal(gradient != 0, (credit != 0)[:, None].expand_as(gradient))
+
+
+@pytest.mark.parametrize("learning", [PAPER, FLAT], ids=["paper", "flat"])
+def test_a_uniform_map_gives_the_gradient_of_ddpo(learning):
+    model, trajectory = small()
+    reward = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    losses = []
+    for index in range(STEPS):
+        at = trajectory.schedule[index]
+        loudness = 1.0 if learning is PAPER else (at.sigma / at.c).abs()
+        mean = step_mean(trajectory.latents[index], predicted(model, trajectory, index), at)
+        log_prob = Normal(mean, at.sigma).log_prob(trajectory.latents[index + 1]).sum((1, 2, 3))
+        losses.append(-loudness * (reward * log_prob).mean())
+    ddpo = by_autograd(sum(losses) / STEPS / (H * W), model.parameters)
+    uniform = reward.view(-1, 1, 1).expand(IMAGES, H, W)
+    assert_same(closed_form(model, trajectory, uniform, learning), ddpo)
+    image_credit = smooth(uniform + credits() - credits().mean((1, 2), keepdim=True), float("inf"))
+    assert_same(closed_form(model, trajectory, image_credit, learning), ddpo)
+
+
+@pytest.mark.parametrize("scale", [-3.0, 1e-9, 1e6])
+def test_the_gradient_is_proportional_to_the_reward(scale):
+    model, trajectory = small()
+    once = closed_form(model, trajectory, credits(), FLAT)
+    scaled = closed_form(model, trajectory, scale * credits(), FLAT)
+    assert_same(scaled, {name: scale * gradient for name, gradient in once.items()})
+
+
+def test_the_gradients_of_two_rewards_add_up():
+    model, trajectory = small()
+    one, other = credits(seed=1), credits(seed=2)
+    first, second, both = (
+        closed_form(model, trajectory, credit, PAPER) for credit in (one, other, one + other)
+    )
+    assert_same(both, {name: first[name] + second[name] for name in both})
+
+
+@pytest.mark.parametrize("hold", [0.0, 0.7])
+def test_no_reward_leaves_only_the_hold(hold):
+    model, trajectory = small()
+    nothing, learning = torch.zeros(IMAGES, H, W, dtype=torch.float64), replace(PAPER, hold=hold)
+    gradient = closed_form(model, trajectory, nothing, learning)
+    if hold:
+        loss = explicit_loss(model, trajectory, nothing, learning)
+        assert_same(gradient, by_autograd(loss, model.parameters))
+    else:
+        assert not any(value.any() for value in gradient.values())
+
+
+def test_hold_pulls_only_where_the_map_is_silent():
+    model, trajectory = table()
+    silence = torch.zeros(IMAGES, H, W, dtype=torch.float64)
+    silence[2, 1, 4] = 0.5
+    learning, nothing = replace(PAPER, hold=1.0), torch.zeros_like(silence)
+    pull = closed_form(model, trajectory, nothing, learning, silence=silence)["eps"]
+    assert (pull[:, 2, :, 1, 4] * model.parameters["eps"][:, 2, :, 1, 4] > 0).all()
+    assert pull.count_nonzero() == STEPS * C
+
+
+def test_the_report_holds_the_norm_and_the_mean_divergence_where_the_map_is_silent():
+    model, trajectory = small()
+    silence, learning = shares(), replace(PAPER, hold=0.3)
+    report = finish(
+        accumulate_gradient(
+            model, model.parameters, trajectory, credits(), learning, silence=silence
+        )
+    )
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters.values()])
+    assert report.grad_norm == pytest.approx(gradient.norm().item())
+    divergences = explicit_loss(model, trajectory, 0 * silence, replace(PAPER, hold=1.0), silence)
+    assert report.kl == pytest.approx((divergences / silence.mean()).item())
+
+
+def test_the_divergence_is_not_computed_without_a_hold():
+    model, trajectory = small()
+    model.disable_adapters = lambda: pytest.fail("the base model was asked")
+    arguments = model, model.parameters, trajectory, credits(), PAPER
+    assert finish(accumulate_gradient(*arguments)).kl == 0
+
+
+def test_a_last_step_without_noise_is_left_out():
+    model, trajectory = small(set_alpha_to_one=True)
+    assert trajectory.schedule.sigma[-1] == 0
+    learning = replace(PAPER, hold=0.7)
+    gradient = closed_form(model, trajectory, credits(), learning)
+    assert all(torch.isfinite(value).all() for value in gradient.values())
+    loss = explicit_loss(model, trajectory, credits(), learning, chosen=range(STEPS - 1))
+    assert_same(gradient, by_autograd(loss, model.parameters))
+
+
+def test_a_schedule_without_any_noise_is_refused():
+    model, trajectory = small(steps=1, set_alpha_to_one=True)
+    with pytest.raises(SettingError, match="sigma = 0.*eta > 0"):
+        closed_form(model, trajectory, credits(), PAPER)
+
+
+@pytest.mark.parametrize("shape", [(IMAGES, W, H), (IMAGES + 1, H, W), (H, W)])
+def test_maps_of_another_shape_are_refused(shape):
+    model, trajectory = small()
+    wanted = rf"these images need \({IMAGES}, {H}, {W}\)"
+    with pytest.raises(RewardError, match=f"credit.*{wanted}"):
+        closed_form(model, trajectory, credits(*shape), PAPER)
+    with pytest.raises(RewardError, match=f"silence.*{wanted}"):
+        closed_form(model, trajectory, credits(), PAPER, silence=shares(*shape))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_maps_that_are_not_finite_are_refused(value):
+    model, trajectory = small()
+    credit = credits()
+    credit[0, 0, 0] = value
+    with pytest.raises(RewardError, match="credit.*not finite"):
+        closed_form(model, trajectory, credit, PAPER)
+
+
+def test_progress_counts_the_pairs_of_step_and_image():
+    model, trajectory = small()
+    events = list(accumulate_gradient(model, model.parameters, trajectory, credits(), PAPER))
+    assert [event.done for event in events] == [5, 10, 12]
+    assert {(event.phase, event.total) for event in events} == {("learning", 12)}
+
+
+@pytest.mark.parametrize("largest", [1, 3, 100])
+@pytest.mark.parametrize("learning", [PAPER, replace(FLAT, hold=0.5)], ids=["paper", "hold"])
+def test_the_gradient_does_not_depend_on_the_chunks(largest, learning):
+    model, trajectory = small()
+    arguments = model, trajectory, credits(), learning
+    expected = closed_form(*arguments, silence=shares())
+    model._largest["learn"] = largest
+    assert_same(closed_form(*arguments, silence=shares()), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("fails", ["with the LoRA", "with the base model"])
+def test_running_out_of_memory_halves_the_chunk_and_changes_nothing_else(fails):
+    model, trajectory = small()
+    arguments = model, trajectory, credits(), replace(FLAT, hold=0.5)
+    expected = closed_form(*arguments)
+    predict, sizes = model.predict_noise, []
+
+    def predict_or_fail(x_t, *rest):
+        if len(x_t) > 2 and model.lora == (fails == "with the LoRA"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(x_t))
+        return predict(x_t, *rest)
+
+    model.predict_noise = predict_or_fail
+    assert_same(closed_form(*arguments), expected, rtol=1e-12)
+    assert model._largest["learn"] == 2
+    assert model.lora == 1.0
+    assert sizes[-12:] == [2] * 12
+
+
+def test_running_out_of_memory_with_a_single_image_is_an_error_to_show():
+    model, trajectory = small()
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.predict_noise = fail
+    with pytest.raises(PxpoError, match="memory.*single image"):
+        closed_form(model, trajectory, credits(), PAPER)
+
+
+def sgd(model) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters.values(), lr=0.1)
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-3, 1e3])
+def test_update_takes_one_step_of_the_optimizer_along_the_clipped_gradient(limit):
+    model, trajectory = small()
+    learning = replace(PAPER, max_grad_norm=limit)
+    gradient = closed_form(model, trajectory, credits(), learning)
+    before = {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
+    report = finish(update(model, model.parameters, sgd(model), trajectory, credits(), learning))
+    norm = torch.cat([value.flatten() for value in gradient.values()]).norm().item()
+    assert report.grad_norm == pytest.approx(norm)
+    clip = limit / norm if 0 < limit < norm else 1.0
+    assert (clip < 1) == (limit == 1e-3)
+    for name, parameter in model.parameters.items():
+        expected = before[name] - 0.1 * clip * gradient[name]
+        torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-8)
+
+
+def test_an_update_makes_the_rewarded_more_likely():
+    model, trajectory = small()
+    before = explicit_loss(model, trajectory, credits(), PAPER)
+    optimizer = torch.optim.SGD(model.parameters.values(), lr=1e-4)
+    finish(update(model, model.parameters, optimizer, trajectory, credits(), PAPER))
+    assert explicit_loss(model, trajectory, credits(), PAPER) < before
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    model, trajectory = small()
+    noise = trajectory.noise.clone()
+    noise[1, 1, 0, 0, 0] = float("nan")
+    before = {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
+    optimizer = torch.optim.AdamW(model.parameters.values(), lr=0.1)
+    broken = replace(trajectory, noise=noise)
+    with pytest.raises(DivergedError, match="norm is nan.*learning rate below 0.002"):
+        finish(update(model, model.parameters, optimizer, broken, credits(), PAPER))
+    for name, parameter in model.parameters.items():
+        assert torch.equal(parameter, before[name])
+    assert not optimizer.state
+
+
+@pytest.fixture(params=["epsilon", "v_prediction"])
+def real_model(request):
+    return DiffusionModel(random_pipeline(request.param), "cpu", "random")
+
+
+def real_trajectory(model, guidance_scale: float) -> Trajectory:
+    noise = [Noise(0), Noise(1), Noise(2, 3)]
+    sampling = Sampling(steps=STEPS, guidance_scale=guidance_scale)
+    return finish(rollout(model, ["a", "b c", "z"], noise, sampling))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize(
+    "learning",
+    [PAPER, replace(FLAT, hold=0.5), replace(PAPER, unconditional="detached")],
+    ids=["paper", "hold", "detached"],
+)
+def test_the_closed_form_is_the_gradient_of_the_explicit_loss_for_a_unet(
+    real_model, guidance_scale, learning
+):
+    credit, silence = credits(3, 8, 8).float(), shares(3, 8, 8).float()
+    with adapter(real_model, random_lora(real_model)) as parameters:
+        trajectory = real_trajectory(real_model, guidance_scale)
+        loss = explicit_loss(real_model, trajectory, credit, learning, silence)
+        expected = by_autograd(loss, parameters)
+        options = {"parameters": parameters, "silence": silence}
+        actual = closed_form(real_model, trajectory, credit, learning, **options)
+        real_model._largest["learn"] = 5
+        in_chunks = closed_form(real_model, trajectory, credit, learning, **options)
+    assert_same(actual, expected, rtol=2e-3)
+    assert_same(in_chunks, actual, rtol=1e-3)
+
+
+def test_running_out_of_memory_leaves_the_lora_of_a_unet_attached(real_model, monkeypatch):
+    credit, learning = credits(3, 8, 8).float(), replace(FLAT, hold=0.5)
+    with adapter(real_model, random_lora(real_model)) as parameters:
+        arguments = real_model, real_trajectory(real_model, 2.0), credit, learning
+        expected = closed_form(*arguments, parameters=parameters)
+        predict = real_model.predict_noise
+
+        def predict_or_fail(x_t, *rest):
+            if len(x_t) > 7 and not torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return predict(x_t, *rest)
+
+        monkeypatch.setattr(real_model, "predict_noise", predict_or_fail)
+        assert_same(closed_form(*arguments, parameters=parameters), expected, rtol=1e-3)
+    assert real_model._largest["learn"] == 6
+
+
+def test_an_update_of_a_unet_changes_the_lora_alone(model):
+    base = {name: value.clone() for name, value in model.unet.state_dict().items()}
+    lora = random_lora(model)
+    with adapter(model, lora) as parameters:
+        optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3)
+        trajectory = real_trajectory(model, 2.0)
+        finish(update(model, parameters, optimizer, trajectory, credits(3, 8, 8).float(), FLAT))
+        learnt = weights_of(parameters)
+    assert all(not torch.equal(learnt[name], lora.weights[name]) for name in learnt)
+    after = {name.replace(".base_layer", ""): v for name, v in model.unet.state_dict().items()}
+    assert all(torch.equal(after[name], value) for name, value in base.items())
+
+
+def test_the_noise_of_a_trajectory_is_that_of_its_log_probability(model):
+    trajectory = real_trajectory(model, 2.0)
+    for index in range(STEPS):
+        at, x_t = trajectory.schedule[index], trajectory.latents[index]
+        with torch.no_grad():
+            eps = predicted(model, trajectory, index)
+        mean = step_mean(x_t, eps, at)
+        z = (trajectory.latents[index + 1] - mean) / at.sigma
+        torch.testing.assert_close(z, trajectory.noise[index], rtol=1e-3, atol=1e-3)
+        assert expected_image(x_t, eps, at).isfinite().all()
