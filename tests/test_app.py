@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from pxpo.models import TINY_WORLD
+
 gradio = pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to test the page in")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to test the page in"),
+    pytest.mark.skipif(
+        not (TINY_WORLD / "model_index.json").exists(), reason="Tiny World has not been made"
+    ),
+]
 
 SECONDS = 60_000  # how long a step may take on a slow machine, in milliseconds
 
