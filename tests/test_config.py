@@ -67,7 +67,12 @@ def test_a_value_beyond_its_limit_is_refused_by_name_value_and_limit(name, value
     ],
 )  # fmt: skip
 def test_the_limit_itself_is_allowed(name, value):
-    assert getattr(Settings(**{name: value}), name) == value
+    assert getattr(Settings(baseline="none", **{name: value}), name) == value
+
+
+def test_one_image_has_nothing_to_be_compared_with():
+    with pytest.raises(SettingError, match=r"at least 2; images is 1.*'area'"):
+        Settings(images=1)
 
 
 def test_every_number_has_a_limit_in_the_lists_above():
