@@ -27,8 +27,8 @@ def average_(average: nn.Module, model: nn.Module, step: int, decay: float = 0.9
     with torch.no_grad():
         for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
             mean.lerp_(weight, 1 - decay)
-        for mean, buffer in zip(average.buffers(), model.buffers(), strict=True):
-            mean.copy_(buffer)  # batch norm keeps a running average of its own
+        for kept, buffer in zip(average.buffers(), model.buffers(), strict=True):
+            kept.copy_(buffer)  # batch norm keeps a running average of its own
 
 
 def train(
