@@ -1,294 +1,666 @@
 """PXPO Studio's page: paint on a generated picture, press Step, and the model learns.
 
-Layout and wiring only; what happens is in the `pxpo` package.
+Layout and wiring only; what happens is in the `pxpo` package, and whose run is whose in
+`pxpo.studio`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
-import tempfile
-import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
 
 import gradio as gr  # noqa: E402
+import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from pxpo import (  # noqa: E402
-    ColorReward,
+from pxpo import (
     DiffusionModel,
-    Progress,
     PxpoError,
     Segmenter,
-    SegmentReward,
-    Session,
-    back,
-    generate,
-    learn,
+    Settings,
     load_model,
-    new_session,
     painted_map,
-    save_lora,
-    settings_for,
-)
-from pxpo.plots import heat_map, reward_curve, strip, to_picture  # noqa: E402
+)  # noqa: E402
+from pxpo.errors import ModelError  # noqa: E402
+from pxpo.models import TINY_WORLD  # noqa: E402
+from pxpo.plots import to_picture  # noqa: E402
+from pxpo.studio import MOST_STEPS, Run, Studio, Wish  # noqa: E402
 
-MORE, LESS = "＋ more (+2)", "− less (−2)"
+PLUS, MINUS = "+ more (green)", "− less (red)"
+LESS, MORE = "less", "more"
 GREEN, RED = ("#00FF00", 0.6), ("#FF0000", 0.6)
 CANVAS = 512
-PROMPTS = [
-    "nature landscape",
-    "nature landscape with a lake and trees at sunset",
-    "red taxi in traffic",
-    "portrait of a man on the beach",
+BETWEEN_PREVIEWS = 0.4  # seconds
+EXAMPLES = [
+    ("nature landscape", 3),
+    ("nature landscape with a lake and trees at sunset", 1),
+    ("red taxi in traffic", 2),
+    ("portrait of a man on the beach", 5),
 ]
-LANE = threading.Lock()  # one piece of work at a time on the one model
+OPENING = Path(__file__).resolve().parent / "assets" / "opening"
+"""A run made earlier, to open the page with: its settings, paint, picture before and after."""
+
+CSS = """
+#title h1 {margin-bottom: 0}
+#hand label {font-weight: 600}
+#history .thumbnail-item {aspect-ratio: 1}
+footer {display: none !important}
+"""
 
 
-def brush(choice: str) -> gr.Brush:
-    """The chosen colour first: it is the one in the hand."""
-    colors = [GREEN, RED] if choice == MORE else [RED, GREEN]
-    return gr.Brush(colors=colors, color_mode="fixed", default_size=40)
+def chip(model: DiffusionModel) -> str:
+    """What is running, in short."""
+    name = "Tiny World" if Path(model.name) == TINY_WORLD else Path(model.name).name
+    cuda = model.device.type == "cuda"
+    return f"{name} · {torch.cuda.get_device_name() if cuda else model.device.type.upper()}"
 
 
-def paint_of(value: dict[str, Any] | None) -> Image.Image:
-    """The painted layers of the editor as one RGBA picture."""
+def large(image: Tensor) -> Image.Image:
+    """A picture of the canvas's size from (3, H, W) in [0, 1] or (H, W, 3) uint8."""
+    return to_picture(image).resize((CANVAS, CANVAS), Image.Resampling.LANCZOS)
+
+
+def paint_of(value: dict[str, Any] | None) -> Image.Image | None:
+    """The painted layers of the editor as one RGBA picture; None when nothing is painted."""
     layers = [layer.convert("RGBA") for layer in (value or {}).get("layers") or ()]
-    if not layers or not any(layer.getextrema()[3][1] for layer in layers):
-        raise gr.Error("Paint + (green) or − (red) on the picture first.", print_exception=False)
+    if not any(layer.getextrema()[3][1] for layer in layers):
+        return None
     return functools.reduce(Image.alpha_composite, layers)
 
 
-def canvas(session: Session) -> dict[str, Any]:
-    """The picture to paint on, as the editor's value."""
-    assert session.trajectory is not None
-    picture = to_picture(session.trajectory.images[0]).resize(
-        (CANVAS, CANVAS), Image.Resampling.LANCZOS
+def brush(hand: str) -> gr.Brush:
+    return gr.Brush(
+        colors=[GREEN, RED], default_color=GREEN if hand == PLUS else RED, color_mode="fixed",
+        default_size=40,
+    )  # fmt: skip
+
+
+def setting(name: str, label: str, value: Any = None, **more: Any) -> gr.Number:
+    """A number field with config.py's help; its limits are checked, and told best, there."""
+    entry = next(entry for entry in fields(Settings) if entry.name == name)
+    whole = isinstance(entry.default, int)
+    return gr.Number(
+        value, label=label, info=entry.metadata["help"], precision=0 if whole else None, **more
     )
-    return {"background": picture, "layers": [], "composite": None}
 
 
-def shown(session: Session, step: int) -> Image.Image:
-    picture = to_picture(session.history[step].shown[0])
-    return picture.resize((CANVAS, CANVAS), Image.Resampling.LANCZOS)
+@contextlib.contextmanager
+def spoken() -> Iterator[None]:
+    """The package's own errors as messages on the page."""
+    try:
+        yield
+    except PxpoError as error:
+        raise gr.Error(str(error), print_exception=False) from error
 
 
-def view(session: Session, status: str) -> dict[str, Any]:
-    """All of a run that the page shows, besides the canvas."""
-    rewards = [snapshot.metrics for snapshot in session.history[1:]]
-    captions = ["before", *(f"{i} · {m['reward']:+.3f}" for i, m in enumerate(rewards, 1))]
-    curve = reward_curve(
-        {"judged images": ([m["reward"] for m in rewards], [m["reward_std"] for m in rewards])}
-    )
-    return {
-        "session": session,
-        "slider": (shown(session, 0), shown(session, session.step)),
-        "gallery": [(shown(session, i), caption) for i, caption in enumerate(captions)],
-        "curve": curve if rewards else None,
-        "status": status,
-    }
+class Page:
+    """The page on one studio: what its events do, and how it is laid out."""
 
+    def __init__(self, studio: Studio, note: str = "") -> None:
+        self.studio, self.note = studio, note
+        self.has_example = Path(studio.model.name) == TINY_WORLD and OPENING.exists()
 
-def build(model: DiffusionModel, segmenter: Segmenter) -> gr.Blocks:
-    """The page, on one model and one segmenter shared by all visitors."""
+    # What the page shows of a run.
 
-    def working(work: Callable[[], Iterator[Progress]]) -> Iterator[dict[str, Any]]:
-        """Run the generator, showing where it stands; its return value ends this one."""
-        with LANE:
-            try:
-                running = work()
-                while True:
-                    progress = next(running)
-                    yield {"status": f"{progress.phase} {progress.done}/{progress.total} …"}
-            except StopIteration as end:
-                return end.value
-            except PxpoError as error:
-                raise gr.Error(str(error), print_exception=False) from error
+    def view(self, run: Run, status: str) -> dict[str, Any]:
+        captions = ["before"]
+        for number in range(1, run.step + 1):
+            score = f" · {run.latest[number].here:+.2f}" if number < len(run.latest) else ""
+            captions.append(f"{number}{score}")
+        shown = [snapshot.shown[0] for snapshot in run.session.history]
+        return {
+            "run": run.id,
+            "slider": (large(shown[0]), large(shown[-1])),
+            "history": [(to_picture(s), c) for s, c in zip(shown, captions, strict=True)],
+            "curve": self.studio.curve(run),
+            "status": status,
+        }
 
-    def named(updates: dict[str, Any]) -> dict[Any, Any]:
-        return {parts[name]: value for name, value in updates.items()}
+    def canvas(self, run: Run, paint: Image.Image | None, keep: bool) -> dict[str, Any]:
+        """The picture to paint on, as the editor's value, under `paint` or the last step's."""
+        if not keep and run.paint is not None:
+            paint = Image.fromarray(run.paint.numpy())
+        return {"background": large(run.picture), "layers": [paint] if paint else [],
+                "composite": None}  # fmt: skip
 
-    def opened(prompt: str, seed: int) -> Iterator[dict[Any, Any]]:
-        def work():
-            settings = settings_for("paint", prompt=prompt, seed=int(seed), shown=1)
-            session = yield from new_session(model, settings)
-            return (yield from generate(model, session))
+    def heat_map(self, run: Run, wish: Wish) -> Image.Image:
+        return self.studio.heat(run, wish).resize((CANVAS, CANVAS))
 
-        session = yield from map_yields(working(work))
-        unknown = model.unknown_words(prompt)
-        note = f" The model never learnt the word {', '.join(unknown)}." if unknown else ""
-        yield named(view(session, "Paint what you want more (green) or less (red) of." + note))
+    # What its events do.
 
-    def painted(session: Session, value: dict[str, Any]) -> Iterator[dict[Any, Any]]:
-        reward_map = painted_map(paint_of(value))[None]
-
-        def work():
-            settings = replace(
-                settings_for("paint", prompt=session.settings.prompt, seed=session.settings.seed),
-                shown=1,
-            )
-            learnt = yield from learn(model, replace(session, settings=settings), reward_map)
-            return (yield from generate(model, learnt))
-
-        learnt = yield from map_yields(working(work))
-        share = (reward_map > 0).float().mean(), (reward_map < 0).float().mean()
-        yield named(
-            view(learnt, f"Step {learnt.step} · painted + {share[0]:.0%}, − {share[1]:.0%}")
-        )
-
-    def automatic(
-        session: Session, kind: str, reward: Callable[[Tensor], Tensor]
-    ) -> Iterator[dict[Any, Any]]:
-        heat: list[Image.Image] = []
-
-        def work():
-            settings = settings_for(
-                kind, prompt=session.settings.prompt, seed=session.settings.seed, shown=1
-            )
-            judged = yield from generate(model, replace(session, settings=settings))
-            images = judged.trajectory.images  # type: ignore[union-attr]
-            maps = reward(images)
-            heat.extend(heat_map(i, m) for i, m in zip(images, maps, strict=True))
-            learnt = yield from learn(model, judged, maps)
-            painting = settings_for("paint", prompt=settings.prompt, seed=settings.seed, shown=1)
-            return (yield from generate(model, replace(learnt, settings=painting)))
-
-        learnt = yield from map_yields(working(work))
-        reward_mean = learnt.history[-1].metrics["reward"]
-        update = view(learnt, f"Step {learnt.step} · reward {reward_mean:+.4f}")
-        yield named({**update, "heat": strip([heat[:8]], [""] * len(heat[:8]))})
-
-    def map_yields(work: Iterator[dict[str, Any]]):
-        """Pass progress on as updates of the page; hand back the result."""
+    def progress(self, work: Iterator[Any], head: str, before: Image.Image | None = None):  # noqa: ANN201
+        """Show where `work` stands, and the picture as it is denoised; hand on its result."""
+        shown_at = 0.0
         while True:
             try:
-                updates = next(work)
+                at = next(work)
             except StopIteration as end:
                 return end.value
-            yield named(updates)
+            update: dict[str, Any] = {"status": f"{head}: {at.phase} {at.done}/{at.total}"}
+            if before and at.latents is not None and time.monotonic() > shown_at + BETWEEN_PREVIEWS:
+                preview = self.studio.model.decode(at.latents[:1])[0]
+                update["slider"] = (before, large(preview))
+                shown_at = time.monotonic()
+            yield update
 
-    def by_color(session: Session, color: str) -> Iterator[dict[Any, Any]]:
-        yield from automatic(session, "color", ColorReward(color))
+    def start(self, prompt: str, seed: int, *sampling: Any) -> Iterator[dict[str, Any]]:
+        names = ("steps", "guidance_scale", "rank")
+        settings = {k: v for k, v in zip(names, sampling, strict=True) if v is not None}
+        work = self.studio.start(prompt=prompt, seed=seed, **settings)
+        run = yield from self.progress(work, "New picture")
+        yield self.view(run, self.invitation(prompt))
 
-    def by_segment(session: Session, labels: list[str], sign: str) -> Iterator[dict[Any, Any]]:
-        try:
-            reward = SegmentReward(segmenter, labels, 1 if sign == MORE else -1)
-        except PxpoError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        yield from automatic(session, "segment", reward)
+    def invitation(self, prompt: str) -> str:
+        unknown = self.studio.model.unknown_words(prompt)
+        note = f" The model never learnt the word {', '.join(unknown)}." if unknown else ""
+        return "Paint what you want more of (green) or less of (red), then press Step." + note
 
-    def stepped_back(session: Session) -> Iterator[dict[Any, Any]]:
-        if not session.step:
-            raise gr.Error("This is the beginning; there is no step to go back to.",
+    def learn(
+        self, count: int, run_id: str, wish: Wish, editor: dict[str, Any] | None,
+        learning_rate: float | None, images: int | None, *fresh: Any,
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        """`count` steps; a run is begun first where the page still shows the opening example."""
+        if not run_id:
+            for update in self.start(*fresh):
+                run_id = update.get("run", "")
+                yield {k: v for k, v in update.items() if k in ("status", "run")}
+        changes: dict[str, Any] = {} if learning_rate is None else {"learning_rate": learning_rate}
+        if images is not None and wish.kind != "paint":
+            changes["images"] = images
+        paint = paint_of(editor) if wish.kind == "paint" else None
+        before = large(self.studio.run(run_id).session.history[0].shown[0])
+        for _ in range(count):
+            began = time.monotonic()
+            head = f"Step {self.studio.run(run_id).step + 1}"
+            work = self.studio.step(run_id, wish, paint, **changes)
+            run = yield from self.progress(work, head, before)
+            yield self.view(run, self.told(run, paint, time.monotonic() - began))
+        yield {"heat": self.heat_map(run, wish)}
+
+    def told(self, run: Run, paint: Image.Image | None, seconds: float) -> str:
+        """A step in one line."""
+        last, now = run.latest[-2:]
+        parts = [f"Step {run.step}", f"reward {last.here:+.3f} → {now.here:+.3f}"]
+        if paint:
+            painted = painted_map(paint)
+            more, less = ((painted * sign > 0).float().mean() for sign in (1, -1))
+            parts.append(f"painted + {more:.0%}, − {less:.0%}")
+        return " · ".join([*parts, f"{seconds:.1f} s"])
+
+    def back(self, run_id: str, step: int | None = None) -> Iterator[dict[str, Any]]:
+        run = self.studio.run(run_id) if run_id else None
+        if run is None or (step is None and not run.step):
+            raise gr.Error("This is the beginning; there is no step before it.",
                            print_exception=False)  # fmt: skip
-        earlier = yield from map_yields(
-            working(lambda: generate(model, back(session, session.step - 1)))
-        )
-        yield named(view(earlier, f"Back at step {earlier.step}."))
+        step = run.step - 1 if step is None else step
+        run = yield from self.progress(self.studio.back(run_id, step), f"Back to step {step}")
+        yield self.view(run, f"Back at step {run.step}, weights and all.")
 
-    def exported(session: Session) -> str:
-        with LANE:
-            return str(save_lora(session.lora, Path(tempfile.mkdtemp(prefix="pxpo-"))))
+    def stopped(self, run_id: str) -> dict[str, Any]:
+        if not run_id:
+            return {"status": "Stopped."}
+        run = self.studio.run(run_id)
+        return self.view(run, f"Stopped at step {run.step}; what was learnt is kept.")
 
-    name = "Tiny World" if "tiny_world" in model.name else model.name
-    with gr.Blocks(title="PXPO Studio", analytics_enabled=False) as page:
-        session = gr.State()
+    def admitted(self, file: str) -> Iterator[dict[str, Any]]:
+        run = self.studio.admit(Path(file))
+        yield self.view(run, f"Your run, at step {run.step}.")
+
+    def opening(self, run_id: str) -> Iterator[dict[str, Any]]:
+        """The run that this browser was at; else the example, or a new picture."""
+        try:
+            run = self.studio.run(run_id) if run_id else None
+        except PxpoError:
+            run = None
+        if run:
+            yield self.view(run, f"Here is your run again, at step {run.step}.")
+        elif self.has_example:
+            yield {"run": "", "status": "An example: press Step, or paint something else."}
+        else:
+            yield from self.start(*EXAMPLES[0], None, None, None)
+
+    # How it is laid out.
+
+    def build(self) -> gr.Blocks:
+        with gr.Blocks(
+            title="PXPO Studio", analytics_enabled=False, delete_cache=(3600, 86400)
+        ) as page:
+            self.layout()
+            self.wire(page)
+            api(self.studio)
+        return page
+
+    def layout(self) -> None:
+        prompt, seed = EXAMPLES[0]
+        canvas = compared = None
+        if self.has_example:
+            picture, paint, after = (
+                str(OPENING / f"{name}.png") for name in ("picture", "paint", "after")
+            )
+            canvas = {"background": picture, "layers": [paint], "composite": None}
+            compared = picture, after
+        self.run = gr.BrowserState("", storage_key="pxpo-run", secret="pxpo-studio")
+        self.source, self.paint = gr.State("paint"), gr.State()
         gr.Markdown(
             "# Paint what you want more of. Watch the model learn it.\n"
-            f"`{name} · {model.device.type.upper()}`"
+            f"`{chip(self.studio.model)}` {self.note}",
+            elem_id="title",
         )
         with gr.Row():
-            with gr.Column(scale=11):
-                hand = gr.Radio([MORE, LESS], value=MORE, label="Brush", elem_id="hand")
-                editor = gr.ImageEditor(
+            with gr.Column(scale=11, min_width=320):
+                self.hand = gr.Radio([PLUS, MINUS], value=PLUS, label="Brush", elem_id="hand")
+                self.editor = gr.ImageEditor(
+                    canvas,
                     type="pil", sources=(), transforms=(), layers=False, format="png",
-                    canvas_size=(CANVAS, CANVAS), fixed_canvas=True, brush=brush(MORE),
-                    eraser=gr.Eraser(24), label="The picture to judge", elem_id="ed",
+                    canvas_size=(CANVAS, CANVAS), fixed_canvas=True, brush=brush(PLUS),
+                    eraser=gr.Eraser(24), label="The picture to judge", elem_id="ed", height=600,
                 )  # fmt: skip
-            with gr.Column(scale=9):
-                slider = gr.ImageSlider(
-                    label="Step 0 against now", interactive=False, elem_id="slider", format="png",
-                    height=CANVAS,
+            with gr.Column(scale=9, min_width=320):
+                self.slider = gr.ImageSlider(
+                    compared,
+                    label="Before any step, and now", interactive=False, elem_id="slider",
+                    format="png", height=400, buttons=[],
                 )  # fmt: skip
-                status = gr.Textbox(label="Status", interactive=False, elem_id="status")
-                with gr.Tabs():
-                    with gr.Tab("Paint"):
-                        step_paint = gr.Button("Step", variant="primary", elem_id="step")
-                    with gr.Tab("Less of a colour"):
-                        color = gr.Dropdown(
-                            ["blue", "red", "green"], value="blue", allow_custom_value=True,
-                            label="Colour (a channel, or any CSS colour)",
-                        )  # fmt: skip
-                        step_color = gr.Button("Step", variant="primary", elem_id="step-color")
-                    with gr.Tab("SegFormer"):
-                        labels = gr.Dropdown(
-                            list(segmenter.labels), value=["Hair"], multiselect=True, label="Find"
-                        )
-                        sign = gr.Radio([MORE, LESS], value=LESS, label="And want")
-                        step_segment = gr.Button("Step", variant="primary", elem_id="step-segment")
+                self.status = gr.Textbox(
+                    label="Status", interactive=False, elem_id="status", lines=1, max_lines=2
+                )
                 with gr.Row():
-                    step_back = gr.Button("Back", elem_id="back")
-                    reset = gr.Button("Reset", elem_id="reset")
-                    export = gr.DownloadButton("Download LoRA", elem_id="export")
-        gallery = gr.Gallery(
-            label="History", columns=8, height=200, interactive=False, elem_id="history",
-            format="png",
+                    self.step_once = gr.Button("Step", variant="primary", elem_id="step")
+                    self.step_many = gr.Button("Run", elem_id="run-many")
+                    self.count = gr.Number(
+                        5, label="Steps of Run", precision=0, minimum=1, maximum=MOST_STEPS,
+                        container=False, show_label=False, min_width=60, elem_id="count",
+                    )  # fmt: skip
+                with gr.Row():
+                    self.stop = gr.Button("Stop", variant="stop", elem_id="stop")
+                    self.step_back = gr.Button("Back", elem_id="back")
+                    self.reset = gr.Button("Reset", elem_id="reset")
+                with gr.Tabs():
+                    with gr.Tab("Paint") as paint_tab:
+                        gr.Markdown("The reward is what you paint on the picture.")
+                    with gr.Tab("Less of a colour") as color_tab, gr.Row():
+                        self.color = gr.Dropdown(
+                            ["blue", "red", "green", "orange", "purple"], value="blue",
+                            allow_custom_value=True, label="Colour", elem_id="color",
+                            info="a channel (red, green, blue) or any CSS colour",
+                        )  # fmt: skip
+                        self.color_want = gr.Radio([LESS, MORE], value=LESS, label="Want")
+                    with gr.Tab("SegFormer") as segment_tab, gr.Row():
+                        self.labels = gr.Dropdown(
+                            list(self.studio.segmenter.labels), value=["Hair"], multiselect=True,
+                            label="Find", elem_id="labels", info="what a segmenter sees",
+                        )  # fmt: skip
+                        self.labels_want = gr.Radio([LESS, MORE], value=LESS, label="Want")
+                self.tabs = {"paint": paint_tab, "color": color_tab, "segment": segment_tab}
+        self.history = gr.Gallery(
+            label="Steps: click one to go back to it, weights and all", columns=10,
+            fit_columns=False, height="auto", interactive=False, allow_preview=False,
+            object_fit="contain", elem_id="history", format="png", buttons=[],
         )  # fmt: skip
         with gr.Row():
-            curve = gr.Plot(label="Reward", elem_id="curve")
-            heat = gr.Image(label="Reward of the judged images", interactive=False, format="png",
-                            elem_id="heat")  # fmt: skip
-        with gr.Accordion("Prompt and seed", open=False):
-            prompt = gr.Dropdown(PROMPTS, value=PROMPTS[0], allow_custom_value=True, label="Prompt")
-            seed = gr.Number(3, label="Seed", precision=0, minimum=0)
-
-        parts = {"session": session, "slider": slider, "gallery": gallery, "curve": curve,
-                 "status": status, "heat": heat}  # fmt: skip
-        run = {"outputs": list(parts.values()), "show_progress_on": status,
-               "concurrency_id": "gpu", "concurrency_limit": 1}  # fmt: skip
-
-        def then_show(event: Any) -> None:
-            # A mounted editor paints reliably only if it is emptied before it gets a new picture.
-            event.success(lambda: None, None, editor, show_progress="hidden").then(
-                lambda s: canvas(s) if s else None, session, editor, show_progress="hidden"
-            )
-
-        hand.change(lambda choice: gr.ImageEditor(brush=brush(choice)), hand, editor,
-                    show_progress="hidden")  # fmt: skip
-        start = gr.on(
-            [page.load, reset.click, prompt.change, seed.submit], opened, [prompt, seed], **run
+            self.curve = gr.Plot(show_label=False, elem_id="curve")
+            self.heat = gr.Image(
+                label="The reward on this picture: green gains, red loses", interactive=False,
+                format="png", elem_id="heat", height=330, buttons=[],
+            )  # fmt: skip
+        with gr.Accordion("Prompt and settings", open=False):
+            with gr.Row():
+                self.prompt = gr.Dropdown(
+                    [prompt for prompt, _ in EXAMPLES], value=prompt,
+                    allow_custom_value=True, label="Prompt", scale=3, elem_id="prompt",
+                )  # fmt: skip
+                self.seed = setting("seed", "Seed", seed)
+                self.fresh = gr.Button("New picture", elem_id="fresh")
+            with gr.Row():
+                self.sampling = [
+                    setting(name, label, Settings.__dataclass_fields__[name].default)
+                    for name, label in (
+                        ("steps", "DDIM steps"),
+                        ("guidance_scale", "Guidance"),
+                        ("rank", "LoRA rank"),
+                    )
+                ]  # fmt: skip
+                self.learning = [
+                    setting("learning_rate", "Learning rate", placeholder="as the tab's default"),
+                    setting("images", "Samples per step", placeholder="as the tab's default"),
+                ]
+            gr.Markdown("Steps, guidance and rank count from the next new picture on.")
+        gr.Examples(
+            [list(one) for one in EXAMPLES],
+            [self.prompt, self.seed],
+            label="Examples",
+            elem_id="examples",
         )
-        for event in (
-            start,
-            step_paint.click(painted, [session, editor], **run),
-            step_color.click(by_color, [session, color], **run),
-            step_segment.click(by_segment, [session, labels, sign], **run),
-            step_back.click(stepped_back, session, **run),
-        ):
-            then_show(event)
-        export.click(exported, session, export)
-    return page
+        with gr.Row():
+            self.save_lora = gr.Button("Download LoRA", elem_id="save-lora")
+            self.save_run = gr.Button("Download the run", elem_id="save-run")
+            self.upload = gr.UploadButton("Go on with a run", file_types=[".zip"], elem_id="upload")
+            self.file = gr.DownloadButton(visible="hidden", elem_id="file")
+
+    def wire(self, page: gr.Blocks) -> None:
+        parts = {name: getattr(self, name) for name in
+                 ("run", "slider", "history", "curve", "heat", "status")}  # fmt: skip
+        lane: dict[str, Any] = {
+            "outputs": list(parts.values()), "show_progress_on": self.status,
+            "concurrency_id": "gpu", "concurrency_limit": 1, "api_visibility": "private",
+        }  # fmt: skip
+        quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+        def on_page(work: Callable[..., Iterator[dict[str, Any]]]) -> Callable[..., Iterator[Any]]:
+            """As an event: updates by component; the canvas follows once the work has ended."""
+
+            def event(*values: Any) -> Iterator[dict[Any, Any]]:
+                with spoken():
+                    for update in work(*values):
+                        yield {parts[name]: value for name, value in update.items()}
+
+            return event
+
+        def with_canvas(event: Any, keep: bool = True) -> Any:
+            """Then bring the next picture, under the paint on the canvas or that of the last step.
+
+            A mounted editor paints reliably only if it is emptied before it gets a new picture.
+            """
+
+            def empty(run: str, value: dict[str, Any]) -> tuple[Any, Any]:
+                return paint_of(value) if keep else None, None if run else gr.skip()
+
+            def fill(run: str, paint: Image.Image | None) -> Any:
+                return self.canvas(self.studio.run(run), paint, keep) if run else gr.skip()
+
+            event.success(empty, [self.run, self.editor], [self.paint, self.editor], **quick).then(
+                fill, [self.run, self.paint], self.editor, **quick
+            )
+            return event
+
+        fresh = [self.prompt, self.seed, *self.sampling]
+        wish = [self.source, self.color, self.color_want, self.labels, self.labels_want]
+        inputs = [self.run, *wish, self.editor, *self.learning, *fresh]
+
+        def learn(count: int, run: str, *values: Any) -> Iterator[dict[str, Any]]:
+            yield from self.learn(count, run, wished(*values[:5]), *values[5:])
+
+        def painted(*values: Any) -> list[dict[str, Any]]:
+            """Step without paint is refused on the editor itself."""
+            needed = values[inputs.index(self.source)] == "paint"
+            missing = needed and paint_of(values[inputs.index(self.editor)]) is None
+            return [
+                gr.validate(not (missing and part is self.editor), "Paint + or − on it first.")
+                for part in inputs
+            ]
+
+        working = [
+            with_canvas(gr.on(
+                [page.load], on_page(self.opening), self.run, **lane
+            ), keep=False),
+            with_canvas(gr.on(
+                [self.fresh.click, self.reset.click], on_page(self.start), fresh, **lane
+            ), keep=False),
+            with_canvas(self.step_once.click(
+                on_page(functools.partial(learn, 1)), inputs, validator=painted, **lane
+            )),
+            with_canvas(self.step_many.click(
+                on_page(lambda count, *values: learn(int(count or 1), *values)),
+                [self.count, *inputs],
+                validator=lambda count, *values: [gr.validate(True, ""), *painted(*values)], **lane,
+            )),
+            with_canvas(self.step_back.click(on_page(self.back), self.run, **lane)),
+        ]  # fmt: skip
+
+        def chosen(run: str, thumbnail: gr.SelectData) -> Iterator[Any]:
+            yield from on_page(self.back)(run, thumbnail.index)
+
+        working.append(with_canvas(self.history.select(chosen, self.run, **lane)))
+        with_canvas(self.stop.click(
+            lambda run: {parts[k]: v for k, v in self.stopped(run).items()}, self.run,
+            list(parts.values()), cancels=working, queue=False, **quick,
+        ))  # fmt: skip
+        self.hand.change(
+            lambda hand: gr.ImageEditor(brush=brush(hand)), self.hand, self.editor, **quick
+        )
+
+        def heat(run: str, *values: Any) -> Image.Image | None:
+            try:
+                return self.heat_map(self.studio.run(run), wished(*values)) if run else None
+            except PxpoError:
+                return None  # said when Step is pressed
+
+        for name, tab in self.tabs.items():
+            tab.select(lambda name=name: name, None, self.source, **quick).then(
+                heat, [self.run, *wish], self.heat, **quick
+            )
+        for part in (self.color, self.color_want, self.labels, self.labels_want):
+            part.change(heat, [self.run, *wish], self.heat, **quick)
+
+        for button, make in (
+            (self.save_lora, self.studio.lora_file), (self.save_run, self.studio.archive)
+        ):  # fmt: skip
+            button.click(functools.partial(saved, make), self.run, self.file, **quick).success(
+                None, None, None, js="() => document.querySelector('#file').click()", **quick
+            )
+        with_canvas(self.upload.upload(on_page(self.admitted), self.upload, **lane), keep=False)
+
+
+def saved(make: Callable[[str], Path], run_id: str) -> str:
+    if not run_id:
+        raise gr.Error("This is the example; press Step first.", print_exception=False)
+    with spoken():
+        return str(make(run_id))
+
+
+def wished(source: str, color: str, color_want: str, labels: list[str], labels_want: str) -> Wish:
+    want = color_want if source == "color" else labels_want
+    return Wish(source, color, labels, want == MORE)
+
+
+def api(studio: Studio) -> None:
+    """The page's verbs for gradio_client and as MCP tools, besides the page's own events.
+
+    Fields that are never shown give each parameter its type, its limits and its default.
+    """
+    with gr.Row(visible=False):
+        run_id = gr.Textbox(label="run_id")
+        prompt = gr.Textbox(EXAMPLES[0][0], label="prompt")
+        numbers = {name: setting(name, name, Settings.__dataclass_fields__[name].default)
+                   for name in ("seed", "steps", "guidance_scale", "rank")}  # fmt: skip
+        reward = gr.Radio(["paint", "color", "segment"], value="paint", label="reward")
+        paint = gr.Image(type="pil", image_mode="RGBA", label="paint")
+        color = gr.Textbox("blue", label="color")
+        labels = gr.Textbox("Hair", label="labels")
+        want = gr.Radio([LESS, MORE], value=LESS, label="want")
+        rate, images = setting("learning_rate", "learning_rate"), setting("images", "images")
+        count = gr.Number(5, precision=0, minimum=1, maximum=MOST_STEPS, label="count")
+        to_step = gr.Number(0, precision=0, minimum=0, label="step")
+        report, picture = gr.JSON(label="report"), gr.Image(label="picture", format="png")
+        files = gr.File(label="lora"), gr.File(label="archive")
+        button = gr.Button()
+    run_out = gr.Textbox(visible=False, label="run")
+    answers = [run_out, report, picture]
+
+    def waiting(work: Iterator[Any]):  # noqa: ANN202
+        """Hand control back at every step of the work, so that a client can cancel it."""
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                return end.value
+            yield (gr.skip(),) * len(answers)
+
+    def answer(run: Run) -> tuple[str, dict[str, Any], Image.Image]:
+        report = {"step": run.step, "reward": run.wish and run.wish.name,
+                  "scores": [vars(score) for score in run.latest]}  # fmt: skip
+        return run.id, report, large(run.picture)
+
+    def generate(
+        prompt: str, seed: int, steps: int, guidance_scale: float, rank: int
+    ) -> Iterator[Any]:
+        """Begin a run and sample the picture that its first step judges.
+
+        Args:
+            prompt: what to paint
+            seed: the run's random seed
+            steps: DDIM steps per picture
+            guidance_scale: classifier-free guidance, 1 is none
+            rank: the LoRA's rank
+
+        Returns:
+            the run's name for the other tools, a report, and the picture to judge
+        """
+        with spoken():
+            run = yield from waiting(studio.start(
+                prompt=prompt, seed=seed, steps=steps, guidance_scale=guidance_scale, rank=rank
+            ))  # fmt: skip
+            yield answer(run)
+
+    def learn(
+        run_id: str, count: int, wish: Wish, paint: Image.Image | None, rate: float | None,
+        images: int | None,
+    ) -> Iterator[Any]:  # fmt: skip
+        changes = {"learning_rate": rate, "images": images}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        with spoken():
+            for _ in range(count):
+                done = yield from waiting(studio.step(run_id, wish, paint, **changes))
+            yield answer(done)
+
+    def step(
+        run_id: str, reward: str = "paint", paint: Image.Image | None = None, color: str = "blue",
+        labels: str = "Hair", want: str = LESS, learning_rate: float | None = None,
+        images: int | None = None,
+    ) -> Iterator[Any]:  # fmt: skip
+        """Judge pictures, update the LoRA once, and sample the next picture.
+
+        Args:
+            run_id: the run's name, from generate
+            reward: "paint", "color" or "segment"
+            paint: for "paint": a picture, green where more is wanted and red where less
+            color: for "color": red, green, blue, or any CSS colour
+            labels: for "segment": what to find, separated by commas
+            want: for "color" and "segment": "less" of it, or "more"
+            learning_rate: AdamW's; the reward's default when left out
+            images: pictures judged per step; the reward's default when left out
+
+        Returns:
+            the run's name, a report with the scores of all steps, and the next picture to judge
+        """
+        wish = wished(reward, color, want, labels.split(","), want)
+        yield from learn(run_id, 1, wish, paint, learning_rate, images)
+
+    def run(
+        run_id: str, count: int = 5, reward: str = "paint", paint: Image.Image | None = None,
+        color: str = "blue", labels: str = "Hair", want: str = LESS,
+        learning_rate: float | None = None, images: int | None = None,
+    ) -> Iterator[Any]:  # fmt: skip
+        """Several steps with the same reward, as `step` does one.
+
+        Args:
+            run_id: the run's name, from generate
+            count: how many steps
+            reward: "paint", "color" or "segment"
+            paint: for "paint": a picture, green where more is wanted and red where less
+            color: for "color": red, green, blue, or any CSS colour
+            labels: for "segment": what to find, separated by commas
+            want: for "color" and "segment": "less" of it, or "more"
+            learning_rate: AdamW's; the reward's default when left out
+            images: pictures judged per step; the reward's default when left out
+
+        Returns:
+            the run's name, a report with the scores of all steps, and the next picture to judge
+        """
+        wish = wished(reward, color, want, labels.split(","), want)
+        yield from learn(run_id, count, wish, paint, learning_rate, images)
+
+    def back(run_id: str, step: int) -> Iterator[Any]:
+        """Go back to an earlier step: weights, pictures and randomness.
+
+        Args:
+            run_id: the run's name, from generate
+            step: how many steps the run shall have behind it
+
+        Returns:
+            the run's name, a report with the scores of the steps left, and the picture to judge
+        """
+        with spoken():
+            yield answer((yield from waiting(studio.back(run_id, step))))
+
+    def export(run_id: str) -> tuple[str, str]:
+        """The LoRA, and the whole run.
+
+        Args:
+            run_id: the run's name, from generate
+
+        Returns:
+            pytorch_lora_weights.safetensors for any diffusers pipeline, and a .zip of the run
+        """
+        with spoken():
+            return str(studio.lora_file(run_id)), str(studio.archive(run_id))
+
+    wish = [reward, paint, color, labels, want, rate, images]
+    for work, inputs, outputs in (
+        (generate, [prompt, *numbers.values()], answers),
+        (step, [run_id, *wish], answers),
+        (run, [run_id, count, *wish], answers),
+        (back, [run_id, to_step], answers),
+        (export, [run_id], list(files)),
+    ):
+        button.click(
+            work, inputs, outputs, api_name=work.__name__, concurrency_id="gpu", concurrency_limit=1
+        )
+
+
+def open_model(name: str | None) -> tuple[DiffusionModel, str]:
+    """The model, or Tiny World and a line that says why it is not the one asked for."""
+    try:
+        return load_model(name), ""
+    except ModelError as error:
+        return load_model(), f"{error} Here is Tiny World instead."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="diffusers folder or Hub id (Tiny World)")
-    parser.add_argument("--segmenter", help="folder or Hub id (the embedded one)")
-    parser.add_argument("--port", type=int, help="port to serve on (7860)")
+    for name, kind, default, text in (
+        ("model", str, None, "diffusers folder or Hub id (Tiny World)"),
+        ("segmenter", str, None, "folder or Hub id (the embedded one)"),
+        ("runs", Path, "runs/studio", "folder where people's runs are kept (runs/studio)"),
+        ("host", str, None, "address to serve on (127.0.0.1)"),
+        ("port", int, None, "port to serve on (7860)"),
+    ):
+        variable = f"PXPO_{name.upper()}"
+        parser.add_argument(
+            f"--{name}", type=kind, default=os.environ.get(variable, default),
+            help=f"{text}; or set {variable}",
+        )  # fmt: skip
     parser.add_argument("--share", action="store_true", help="a public link for 72 hours")
     options = parser.parse_args()
-    model = load_model(options.model or os.environ.get("PXPO_MODEL"))
-    page = build(model, Segmenter(options.segmenter, str(model.device)))
-    page.queue().launch(
-        server_port=options.port, share=options.share, theme=gr.themes.Soft(), run_history=False
+    model, note = open_model(options.model)
+    studio = Studio(model, Segmenter(options.segmenter, str(model.device)), options.runs)
+    launch(
+        Page(studio, note), server_name=options.host, server_port=options.port, share=options.share
     )
+
+
+def launch(page: Page, **options: Any) -> gr.Blocks:
+    """Serve the page; `options` are those of Gradio's launch."""
+    blocks = page.build()
+    blocks.queue(max_size=32).launch(
+        theme=gr.themes.Soft(),
+        css=CSS,
+        run_history=False,
+        mcp_server=True,
+        ssr_mode=False,
+        **options,
+    )
+    return blocks
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from .config import EXPERIMENTS, Settings, checked, kind_of, settings_for
@@ -24,7 +24,15 @@ from .errors import PxpoError, RunError, SettingError
 from .lora import save_lora
 from .models import DiffusionModel, load_model
 from .plots import heat_map, reward_curve, strip, to_picture
-from .rewards import ColorReward, Segmenter, SegmentReward, paint_by_label, painted_map
+from .rewards import (
+    ColorReward,
+    Opinion,
+    Reward,
+    Segmenter,
+    SegmentReward,
+    paint_by_label,
+    painted_map,
+)
 from .rollout import Progress
 from .session import Session, annotate, generate, learn, new_session, resume, save, skip
 
@@ -134,7 +142,7 @@ def start(options: argparse.Namespace) -> int:
               "model": options.model, "settings": settings.as_dict()}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     session = watched(new_session(model, settings), "first images")
-    return train(model, session, make_reward(reward), folder)
+    return train(model, session, reward, folder)
 
 
 def go_on(options: argparse.Namespace) -> int:
@@ -147,7 +155,7 @@ def go_on(options: argparse.Namespace) -> int:
                 f"epochs is {settings.epochs}, but this run has {session.step} behind it already."
             )
         session = replace(session, settings=settings)
-    return train(load_model(config["model"]), session, make_reward(config["reward"]), options.run)
+    return train(load_model(config["model"]), session, config["reward"], options.run)
 
 
 def describe_reward(options: argparse.Namespace) -> dict[str, Any]:
@@ -194,12 +202,24 @@ def read_picture(path: str) -> Image.Image:
         raise SettingError(f"the painted picture {path!r} cannot be read ({error}).") from error
 
 
-def train(model: DiffusionModel, session: Session, reward: RewardOfStep, folder: Path) -> int:
+def judge_of(described: dict[str, Any], reward: RewardOfStep, session: Session) -> Reward:
+    """What the curve is drawn from: the reward itself; or, as a painted picture speaks of the first
+    image alone, what it says of pixels that look like those."""
+    if not described.get("maps"):
+        return lambda images: reward(images, 0)
+    first = session.history[0].shown[:1].permute(0, 3, 1, 2) / 255
+    maps = reward(first, 0)
+    return Opinion.none().hear(interpolate(first, maps.shape[1:]), maps)
+
+
+def train(model: DiffusionModel, session: Session, described: dict[str, Any], folder: Path) -> int:
     """Update until the run has its epochs, saving after each; Ctrl-C keeps what was done."""
+    reward = make_reward(described)
+    judge = judge_of(described, reward, session)
     heat: list[Image.Image] = []
     try:
         if not session.step:
-            session = annotate(session, **judged(session, reward))
+            session = annotate(session, **judged(session, judge))
         save(session, folder)
         epochs = session.settings.epochs
         with tqdm(total=epochs, initial=session.step, unit="update", desc="learning") as bar:
@@ -214,7 +234,7 @@ def train(model: DiffusionModel, session: Session, reward: RewardOfStep, folder:
                 else:  # nothing to say about these images: look at others
                     session = skip(session)
                 seconds = time.perf_counter() - started
-                session = annotate(session, **judged(session, reward), seconds=seconds)
+                session = annotate(session, **judged(session, judge), seconds=seconds)
                 save(session, folder)
                 bar.update()
                 bar.set_postfix_str(f"reward {session.history[-1].metrics['shown_reward']:+.4f}")
@@ -230,15 +250,15 @@ def train(model: DiffusionModel, session: Session, reward: RewardOfStep, folder:
     return 0
 
 
-def judged(session: Session, reward: RewardOfStep) -> dict[str, float]:
+def judged(session: Session, judge: Reward) -> dict[str, float]:
     """Mean and deviation over the shown images of their mean reward."""
     shown = session.history[-1].shown.permute(0, 3, 1, 2) / 255
-    rewards = reward(shown, session.step).mean((1, 2))
+    rewards = judge(shown).mean((1, 2))
     return {"shown_reward": rewards.mean().item(), "shown_std": rewards.std(correction=0).item()}
 
 
 def _fit(maps: Tensor, images: Tensor) -> Tensor:
-    return torch.nn.functional.interpolate(maps[:, None], images.shape[2:])[:, 0]
+    return interpolate(maps[:, None], images.shape[2:])[:, 0]
 
 
 def write_results(

@@ -223,12 +223,12 @@ def save(session: Session, folder: Path) -> None:
         for number, snapshot in enumerate(session.history):
             files.append(f"steps/{number:04d}-{_digest(snapshot)}.safetensors")
             if not (folder / files[-1]).exists():
-                _write(folder / files[-1], safetensors(*_packed(snapshot)))
+                write_whole(folder / files[-1], safetensors(*_packed(snapshot)))
         trajectory = None
         if session.trajectory is not None:
             trajectory = f"steps/{files[-1][6:-12]}-trajectory.safetensors"
             if not (folder / trajectory).exists():
-                _write(folder / trajectory, safetensors(_flat(session.trajectory), {}))
+                write_whole(folder / trajectory, safetensors(_flat(session.trajectory), {}))
         record = {
             "format": FORMAT,
             "settings": session.settings.as_dict(),
@@ -236,7 +236,7 @@ def save(session: Session, folder: Path) -> None:
             "steps": files,
             "trajectory": trajectory,
         }
-        _write(folder / "run.json", json.dumps(record, indent=2).encode())
+        write_whole(folder / "run.json", json.dumps(record, indent=2).encode())
         for stale in {*(folder / "steps").iterdir()} - {
             folder / f for f in (*files, trajectory or "")
         }:
@@ -268,7 +268,7 @@ def resume(folder: Path) -> Session:
         ) from error
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """All of `content` or nothing: into a temporary neighbour first, then renamed."""
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         try:

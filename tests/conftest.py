@@ -8,10 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+)
 
 from pxpo.lora import Lora, new_lora
 from pxpo.models import DiffusionModel, load_model
+from pxpo.rewards import Segmenter
+
+LABELS = ("Background", "Hair", "Upper-clothes")
 
 torch.set_num_threads(1)  # models this small only wait for a second thread
 
@@ -76,3 +85,20 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(model_folder: Path) -> DiffusionModel:
     return load_model(model_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    """A random one, of three classes."""
+    folder = tmp_path_factory.mktemp("segmenter")
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8,
+        initializer_range=0.3, id2label=dict(enumerate(LABELS)),
+        label2id={name: index for index, name in enumerate(LABELS)},
+    )  # fmt: skip
+    SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "SegformerImageProcessor", "size": {"height": 32, "width": 32}}'
+    )
+    return Segmenter(folder)

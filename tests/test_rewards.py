@@ -5,12 +5,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, SegformerConfig, SegformerForSemanticSegmentation
+from transformers import AutoImageProcessor, SegformerForSemanticSegmentation
 
 from pxpo.errors import ModelError, RewardError
-from pxpo.rewards import ColorReward, Segmenter, SegmentReward, paint_by_label, painted_map
-
-LABELS = ("Background", "Hair", "Upper-clothes")
+from pxpo.rewards import ColorReward, Opinion, Segmenter, SegmentReward, paint_by_label, painted_map
 
 PALETTE = {
     "red": (1.0, 0.0, 0.0),
@@ -162,22 +160,6 @@ def test_paint_of_another_shape_is_refused(shape):
     assert str(shape) in str(refused.value)
 
 
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("segmenter")
-    torch.manual_seed(0)
-    config = SegformerConfig(
-        depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8,
-        initializer_range=0.3, id2label=dict(enumerate(LABELS)),
-        label2id={name: index for index, name in enumerate(LABELS)},
-    )  # fmt: skip
-    SegformerForSemanticSegmentation(config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(
-        '{"image_processor_type": "SegformerImageProcessor", "size": {"height": 32, "width": 32}}'
-    )
-    return Segmenter(folder)
-
-
 @pytest.fixture
 def color_segmenter(segmenter):
     """A segmenter whose classes are red, green and blue, so that one can tell who is where."""
@@ -285,3 +267,23 @@ def test_paint_by_label_stands_in_for_a_person(color_segmenter):
 def test_paint_by_label_with_nothing_to_paint_is_refused(color_segmenter):
     with pytest.raises(RewardError, match="nothing to paint"):
         paint_by_label(color_segmenter, quarters(16, 64))
+
+
+def test_an_opinion_carries_paint_over_to_pixels_that_look_alike():
+    opinion = Opinion.none()
+    assert not opinion(random_images(4, 4)).any()
+    picture = torch.cat([flat("red"), flat("blue")], dim=3)  # (1, 3, 2, 6): red left, blue right
+    painted = torch.tensor([2.0, 2.0, 0.0, -2.0, -2.0, -2.0]).expand(1, 2, 6)
+    opinion = opinion.hear(picture, painted)
+    mirrored = opinion(picture.flip(3))
+    torch.testing.assert_close(mirrored[0, :, 3:], torch.full((2, 3), 4 / 3))
+    torch.testing.assert_close(mirrored[0, :, :3], torch.full((2, 3), -2.0))
+    assert not opinion(flat("green")).any()
+    again = opinion.hear(picture, -painted)
+    assert not again(picture).any()
+
+
+def test_an_opinion_tells_the_top_from_the_bottom():
+    column = flat("red")[:, :, :1, :1].expand(1, 3, 8, 1)
+    painted = torch.tensor([2.0] * 4 + [-2.0] * 4).view(1, 8, 1)
+    torch.testing.assert_close(Opinion.none().hear(column, painted)(column), painted)

@@ -44,7 +44,7 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size(24_000, crops=3600, wholes=2000, segmenter=3000, painter=6000, batch=48),
+    "cpu": Size(24_000, crops=3600, wholes=2700, segmenter=3000, painter=7000, batch=48),
     "gpu": Size(60_000, crops=20_000, wholes=10_000, segmenter=12_000, painter=40_000, batch=128),
     "toy": Size(64, crops=2, wholes=2, segmenter=2, painter=2, batch=4, judged=6),  # for the tests
 }
@@ -71,18 +71,9 @@ def make(
         vae.save_pretrained(work / "vae")
     vae = AutoencoderKL.from_pretrained(work / "vae").eval().requires_grad_(False).to(device)
 
-    if not (work / "segmenter").exists():
-        some = min(len(images), 6000)
-        segmenter = train_segmenter(
-            images[:some], torch.from_numpy(labels[:some]), vae, device,
-            steps=size.segmenter, seed=seed, report=report,
-        )  # fmt: skip
-        save_segmenter(segmenter, work / "segmenter")
-    segmenter = SegformerForSemanticSegmentation.from_pretrained(work / "segmenter").to(device)
-
     tokenizer = save_tokenizer(scenes.WORDS, work / "tokenizer")
     if not (work / "painter.safetensors").exists():
-        latents = kept(work / "latents.safetensors", lambda: latents_of(vae, images, device).half())
+        latents = kept(work / "latents.safetensors", lambda: latents_of(vae, images, device))
         report("scenes encoded")
         painter = train_painter(
             latents, captions, tokenizer, device,
@@ -91,6 +82,15 @@ def make(
         save_file(painter.state_dict(), work / "painter.safetensors")
     painter = Painter(tokenizer)
     painter.load_state_dict(load_file(work / "painter.safetensors"))
+
+    if not (work / "segmenter").exists():
+        some = min(len(images), 6000)
+        segmenter = train_segmenter(
+            images[:some], torch.from_numpy(labels[:some]), vae, device,
+            steps=size.segmenter, seed=seed, report=report,
+        )  # fmt: skip
+        save_segmenter(segmenter, work / "segmenter")
+    segmenter = SegformerForSemanticSegmentation.from_pretrained(work / "segmenter").to(device)
 
     world, eye = out / "tiny_world", out / "tiny_world_segmenter"
     save_painter(painter, tokenizer, vae, world)
@@ -102,9 +102,9 @@ def make(
 
 
 def kept(file: Path, make_it: Callable[[], Tensor]) -> Tensor:
-    """The tensor in `file`, made and written there if need be."""
+    """The tensor in `file`, made and written there, in half precision, if need be."""
     if not file.exists():
-        save_file({"value": make_it()}, file)
+        save_file({"value": make_it().half().contiguous()}, file)
     return load_file(file)["value"]
 
 

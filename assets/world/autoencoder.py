@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .training import batches, train
 
 LATENT_CHANNELS = 16
-NOISE = 0.1  # standard deviation of the noise the decoder is taught to ignore, in latent units
+NOISE = 0.06  # standard deviation of the noise the decoder is taught to ignore, in latent units
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -81,8 +81,6 @@ def _loss_on_squares(
 
     It is squared and absolute error, the error of the edges, and a pull of the latents towards
     zero, which with the noise plays the part of the KL term: each latent is as loud as it is worth.
-    And shrunk latents must decode to the shrunk picture (Skorokhodov et al., arXiv 2502.14831): so
-    colour and shape lie in the latents' low frequencies, where diffusion finds them first.
     """
     generator = torch.Generator().manual_seed(seed)
     picks = batches(len(images), batch, generator)
@@ -110,8 +108,7 @@ class _WithLoss(torch.nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16):
             z = encode(self.vae, x)
             y = self.vae.decoder(self.vae.post_quant_conv(z + NOISE * noise))
-            small = self.vae.decoder(self.vae.post_quant_conv(F.avg_pool2d(z, 2)))
-        y, z, small = y.float(), z.float(), small.float()
+        y, z = y.float(), z.float()
         (dy, dx), (ty, tx) = edges(y), edges(x)
         return (
             8 * F.mse_loss(y, x)
@@ -119,7 +116,6 @@ class _WithLoss(torch.nn.Module):
             + 0.5 * F.l1_loss(dy, ty)
             + 0.5 * F.l1_loss(dx, tx)
             + 1e-3 * z.square().mean()
-            + 2 * F.mse_loss(small, F.avg_pool2d(x, 2))
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .color import ColorReward
-from .painting import paint_by_label, painted_map
+from .painting import Opinion, paint_by_label, painted_map
 from .segmentation import Segmenter, SegmentReward
 
 Reward = Callable[[Tensor], Tensor]
@@ -19,6 +19,7 @@ REWARDS = {"color": ColorReward, "segment": SegmentReward, "paint": painted_map}
 __all__ = [
     "REWARDS",
     "ColorReward",
+    "Opinion",
     "Reward",
     "SegmentReward",
     "Segmenter",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from ..errors import RewardError
 from .segmentation import Segmenter
 
 STRENGTH = 2.0
+SHADES, BANDS = 12, 4  # how finely `Opinion` tells colours and heights apart
 
 
 def painted_map(paint: Image.Image | np.ndarray | Tensor) -> Tensor:
@@ -63,3 +65,41 @@ def paint_by_label(
     wanted = torch.tensor([segmenter.index(label) for label in more])
     unwanted = torch.tensor([segmenter.index(label) for label in less])
     return STRENGTH * (torch.isin(classes, wanted).float() - torch.isin(classes, unwanted).float())
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """A reward learnt from paint: what a person has said so far of pixels that look alike.
+
+    A painted map speaks of one picture alone; to judge others (the same seed later, held-out
+    seeds), a pixel gets the mean of what was painted, or left unpainted, on pixels of its colour
+    and its quarter of the height. It draws curves; no update is ever made from it.
+
+    totals, counts: (bins,) float64, the sum of the maps and the number of pixels in each bin.
+    """
+
+    totals: Tensor
+    counts: Tensor
+
+    @staticmethod
+    def none() -> Opinion:
+        size = BANDS * SHADES**3
+        return Opinion(torch.zeros(size).double(), torch.zeros(size).double())
+
+    def hear(self, images: Tensor, maps: Tensor) -> Opinion:
+        """The opinion after `maps` (B, H, W) were painted on `images` (B, 3, H, W) in [0, 1]."""
+        bins, size = _bins(images).flatten(), len(self.totals)
+        totals = torch.bincount(bins, maps.flatten().double(), size)
+        return Opinion(self.totals + totals, self.counts + torch.bincount(bins, minlength=size))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to (B, H, W) in [-2, 2]; 0 for what was never seen."""
+        return (self.totals / self.counts.clamp(min=1)).float()[_bins(images)]
+
+
+def _bins(images: Tensor) -> Tensor:
+    """The bin (B, H, W) of each pixel."""
+    red, green, blue = (images * SHADES).long().clamp(0, SHADES - 1).unbind(1)
+    height = images.shape[2]
+    band = (torch.arange(height) * BANDS // height).view(1, -1, 1)
+    return ((band * SHADES + red) * SHADES + green) * SHADES + blue

@@ -1,0 +1,139 @@
+"""The app's endpoints through a real gradio_client, and its tools through a real MCP client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+gradio_client = pytest.importorskip("gradio_client")
+
+LIMIT = 60  # seconds
+
+
+@pytest.fixture(scope="module")
+def address(model_folder, segmenter, tmp_path_factory):
+    """The app on a random model: quick, and the same code path."""
+    import app
+
+    studio = app.Studio(
+        app.load_model(model_folder, device="cpu"), segmenter, tmp_path_factory.mktemp("runs")
+    )
+    blocks = app.launch(app.Page(studio), prevent_thread_lock=True, quiet=True)
+    yield blocks.local_url
+    blocks.close()
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    return gradio_client.Client(address, verbose=False)
+
+
+@pytest.fixture
+def run(client) -> str:
+    return client.predict("a lake", seed=0, steps=3, rank=2, api_name="/generate")[0]
+
+
+@pytest.fixture
+def paint(tmp_path):
+    layer = np.zeros((16, 16, 4), np.uint8)
+    layer[:8] = (0, 255, 0, 255)
+    layer[8:] = (255, 0, 0, 255)
+    Image.fromarray(layer).save(tmp_path / "paint.png")
+    return gradio_client.handle_file(tmp_path / "paint.png")
+
+
+def test_the_verbs_are_named_typed_and_documented(client):
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(endpoints) == {"/generate", "/step", "/run", "/back", "/export"}
+    parameters = {p["parameter_name"]: p for p in endpoints["/step"]["parameters"]}
+    assert list(parameters) == [
+        "run_id", "reward", "paint", "color", "labels", "want", "learning_rate", "images"
+    ]  # fmt: skip
+    assert parameters["reward"]["parameter_default"] == "paint"
+    assert all(endpoint["description"] for endpoint in endpoints.values())
+
+
+def test_a_run_from_its_first_picture_to_its_lora(client, run, paint):
+    same_run, report, picture = client.predict(run, paint=paint, api_name="/step")
+    assert same_run == run and report["step"] == 1 and len(report["scores"]) == 2
+    assert Image.open(picture).size == (512, 512)
+    report = client.predict(run, count=2, reward="color", images=2, api_name="/run")[1]
+    assert report["step"] == 3 and report["reward"] == "less blue"
+    report = client.predict(
+        run, reward="segment", labels="Hair, Upper-clothes", want="more", images=2, api_name="/step"
+    )[1]
+    assert report["reward"] == "more Hair, Upper-clothes"
+    assert client.predict(run, step=1, api_name="/back")[1]["step"] == 1
+    lora, archive = client.predict(run, api_name="/export")
+    assert any(weight.abs().sum() for name, weight in load_file(lora).items() if "lora_B" in name)
+    assert "run.json" in zipfile.ZipFile(archive).namelist()
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "words"),
+    [
+        ("generate", {"prompt": "a", "steps": 0}, "steps"),
+        ("generate", {"prompt": "a", "guidance_scale": 0.5}, "guidance_scale"),
+        ("step", {}, "nothing is painted"),
+        ("step", {"reward": "color", "color": "no such colour"}, "no such colour"),
+        ("step", {"reward": "segment", "labels": "Unicorn"}, "Unicorn"),
+        ("step", {"reward": "poetry"}, "poetry"),
+        ("step", {"reward": "color", "learning_rate": -1}, "learning_rate"),
+        ("run", {"count": 0, "reward": "color"}, "0"),
+        ("back", {"step": 7}, "no step 7"),
+    ],
+)
+def test_bad_input_is_answered_with_its_reason(client, run, verb, arguments, words):
+    arguments = arguments if verb == "generate" else {"run_id": run, **arguments}
+    with pytest.raises(Exception, match=words):
+        client.predict(**arguments, api_name=f"/{verb}")
+    assert client.predict(run, step=0, api_name="/back")[1]["step"] == 0  # nothing is lost
+
+
+@pytest.mark.parametrize("verb", ["step", "back", "export"])
+def test_nobody_guesses_a_run(client, verb):
+    with pytest.raises(Exception, match="no longer kept|not the name of a run"):
+        client.predict("AAAAAAAAAAAAAAAA", api_name=f"/{verb}")
+
+
+def test_a_cancelled_step_leaves_the_run_as_it_was_and_the_lane_free(client, run):
+    job = client.submit(run, count=100, reward="color", images=2, api_name="/run")
+    while not job.outputs():
+        pass
+    job.cancel()
+    report = client.predict(run, reward="color", images=2, api_name="/step")[1]
+    assert report["step"] < 100
+
+
+def test_an_mcp_client_lists_and_calls_the_tools(address, run):
+    mcp = pytest.importorskip("mcp")
+    from mcp.client.streamable_http import streamable_http_client
+
+    async def talk():
+        url = address.rstrip("/") + "/gradio_api/mcp/"
+        async with (
+            streamable_http_client(url) as (read, write, _),
+            mcp.ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = {tool.name: tool for tool in (await session.list_tools()).tools}
+            answer = await session.call_tool(
+                next(name for name in tools if name.endswith("step")),
+                {"run_id": run, "reward": "color", "images": 2},
+            )
+            return tools, answer
+
+    tools, answer = asyncio.run(talk())
+    step = next(tool for name, tool in tools.items() if name.endswith("step"))
+    assert len(tools) == 5 and "update the LoRA once" in step.description
+    assert "run_id" in step.inputSchema["properties"]
+    assert not answer.isError
+    assert '"step": 1' in json.dumps([part.model_dump(mode="json") for part in answer.content]) or (
+        "step" in str(answer.content)
+    )

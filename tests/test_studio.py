@@ -1,0 +1,213 @@
+"""Many people's runs on one model: kept, found again, apart from each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pxpo.studio
+from pxpo import Session, finish
+from pxpo.errors import LoraError, PxpoError, RewardError, RunError, SettingError
+from pxpo.studio import Run, Studio, Wish
+
+SMALL = {"prompt": "a", "steps": 3, "rank": 2}
+BLUE = Wish("color", "blue")
+
+
+@pytest.fixture
+def studio(model, segmenter, tmp_path) -> Studio:
+    return Studio(model, segmenter, tmp_path / "runs")
+
+
+@pytest.fixture
+def run(studio) -> Run:
+    return finish(studio.start(**SMALL))
+
+
+def paint(green: slice = slice(0, 8), red: slice = slice(8, 16), side: int = 32) -> Image.Image:
+    """Paint of twice the picture's size: green on some rows, red on others."""
+    layer = np.zeros((side, side, 4), np.uint8)
+    layer[green] = (0, 255, 0, 153)
+    layer[red] = (255, 0, 0, 153)
+    return Image.fromarray(layer)
+
+
+def same(one: Session, other: Session) -> bool:
+    return len(one.history) == len(other.history) and all(
+        torch.equal(a.shown, b.shown)
+        and all(torch.equal(a.lora.weights[k], b.lora.weights[k]) for k in a.lora.weights)
+        for a, b in zip(one.history, other.history, strict=True)
+    )
+
+
+def test_a_painted_step_learns_and_brings_the_next_picture(studio, run):
+    after = finish(studio.step(run.id, Wish("paint"), paint()))
+    assert after.step == 1 and after.id == run.id
+    assert not torch.equal(after.picture, run.picture)
+    assert len(after.scores["painted"]) == 2
+    assert after.paint.shape == (32, 32, 4)
+    assert after.session.history[1].metrics["reward"] == pytest.approx(0, abs=1e-6)  # half, half
+    one_color = finish(studio.step(run.id, Wish("paint"), paint(slice(0, 32), slice(0, 0))))
+    assert one_color.session.history[2].metrics["reward"] == pytest.approx(2)
+
+
+def test_an_automatic_step_judges_images_of_its_own(studio, run):
+    after = finish(studio.step(run.id, BLUE, images=3))
+    assert after.session.settings.images == 1  # ready for painting again
+    judged = after.scores["less blue"]
+    shown = after.session.history[1].shown / 255
+    assert judged[1].here == pytest.approx(-shown[0, ..., 2].mean().item(), abs=1e-6)
+    assert judged[1].held_out == pytest.approx(-shown[1:, ..., 2].mean().item(), abs=1e-6)
+    spread = shown[1:, ..., 2].mean((1, 2)).std(correction=0).item()
+    assert judged[1].held_out_std == pytest.approx(spread, abs=1e-6)
+    found = finish(studio.step(run.id, Wish("segment", labels=("Hair",), more=True), images=2))
+    assert [len(found.scores[name]) for name in ("less blue", "more Hair")] == [2, 3]
+    assert found.scores["more Hair"][2].here > 0
+
+
+def test_the_curve_and_the_heat_map_follow_the_wish(studio, run):
+    assert studio.curve(run) is None
+    after = finish(studio.step(run.id, Wish("paint"), paint()))
+    lines = studio.curve(after).axes[0].get_lines()
+    assert [len(line.get_xdata()) for line in lines] == [2, 2]
+    assert studio.heat(after, BLUE).size == studio.heat(after, Wish("paint")).size == (16, 16)
+
+
+def test_a_run_is_found_again_by_another_studio_and_goes_on_alike(studio, run):
+    finish(studio.step(run.id, Wish("paint"), paint()))
+    again = Studio(studio.model, studio.segmenter, studio.folder)
+    found = again.run(run.id)
+    assert same(found.session, studio.run(run.id).session)
+    assert torch.equal(found.paint, studio.run(run.id).paint)
+    assert found.scores == studio.run(run.id).scores and found.wish == Wish("paint")
+    here = finish(studio.step(run.id, Wish("paint"), paint()))
+    assert same(finish(again.step(run.id, Wish("paint"), paint())).session, here.session)
+
+
+def test_back_gives_the_weights_and_the_picture_of_that_step(studio, run):
+    first = finish(studio.step(run.id, Wish("paint"), paint()))
+    finish(studio.step(run.id, BLUE, images=2))
+    back = finish(studio.back(run.id, 1))
+    assert same(back.session, first.session) and torch.equal(back.picture, first.picture)
+    assert len(back.scores["painted"]) == 2 and len(back.scores["less blue"]) == 2
+    assert torch.equal(finish(studio.back(run.id, 0)).picture, run.picture)
+
+
+def test_stopping_in_the_middle_leaves_the_run_as_it_was(studio, run):
+    before = finish(studio.step(run.id, Wish("paint"), paint()))
+    for stop_after in (1, 3, 6):
+        work = studio.step(run.id, Wish("paint"), paint())
+        for _ in range(stop_after):
+            next(work)
+        work.close()
+        assert not studio.model.busy
+        assert studio.run(run.id) is before
+    finish(studio.step(run.id, Wish("paint"), paint()))
+
+
+def test_what_cannot_be_learnt_from_is_refused_and_nothing_is_lost(studio, run):
+    for wish, layer, error in (
+        (Wish("paint"), None, RunError),
+        (Wish("paint"), Image.new("RGBA", (8, 8)), RewardError),
+        (Wish("color", "no such colour"), None, RewardError),
+        (Wish("segment", labels=("Unicorn",)), None, RewardError),
+        (Wish("segment", labels=()), None, RewardError),
+    ):
+        with pytest.raises(error):
+            finish(studio.step(run.id, wish, layer))
+    with pytest.raises(SettingError, match="learning_rate is -1"):
+        finish(studio.step(run.id, Wish("paint"), paint(), learning_rate=-1))
+    assert studio.run(run.id) is run
+
+
+def test_a_run_has_an_end(studio, run, monkeypatch):
+    monkeypatch.setattr(pxpo.studio, "MOST_STEPS", 1)
+    finish(studio.step(run.id, Wish("paint"), paint()))
+    with pytest.raises(RunError, match="1 steps"):
+        finish(studio.step(run.id, Wish("paint"), paint()))
+
+
+@pytest.mark.parametrize("name", ["", "unknown-run-name", "../../etc/passwd", "a" * 16])
+def test_an_unknown_run_is_said_so(studio, run, name):
+    with pytest.raises(RunError):
+        studio.run(name)
+
+
+def test_runs_do_not_touch_each_other(studio):
+    one, other = (finish(studio.start(seed=seed, **SMALL)) for seed in (1, 2))
+    alone = finish(studio.step(one.id, Wish("paint"), paint()))
+    finish(studio.back(one.id, 0))
+    work, between = studio.step(one.id, Wish("paint"), paint()), finish(studio.back(other.id, 0))
+    assert same(finish(work).session, alone.session)
+    assert same(between.session, other.session)
+
+
+def test_memory_is_bounded_and_what_was_forgotten_is_read_again(studio, monkeypatch):
+    monkeypatch.setattr(pxpo.studio, "IN_MEMORY", 2)
+    runs = [finish(studio.start(seed=seed, **SMALL)) for seed in range(4)]
+    assert [studio.run(runs[3].id) is runs[3], studio.run(runs[0].id) is runs[0]] == [True, False]
+    studio.forget(runs[3].id)
+    assert same(studio.run(runs[3].id).session, runs[3].session)
+
+
+def test_disk_is_bounded_and_the_run_left_alone_longest_goes(studio):
+    first, second = (finish(studio.start(seed=seed, **SMALL)) for seed in (1, 2))
+    for age, run in ((200, second), (100, first)):
+        os.utime(studio.folder / run.id, (1e9 - age, 1e9 - age))
+    size = sum(file.stat().st_size for file in studio.folder.rglob("*") if file.is_file())
+    studio.most_bytes = 1.2 * size
+    third = finish(studio.start(seed=3, **SMALL))
+    assert {folder.name for folder in studio.folder.iterdir()} == {first.id, third.id}
+    with pytest.raises(RunError, match="no longer kept"):
+        studio.run(second.id)
+    studio.most_bytes = 0  # the run at hand stays, whatever its size
+    assert finish(studio.back(third.id, 0)).step == 0
+
+
+def test_a_downloaded_run_goes_on_after_its_upload(studio, run, tmp_path):
+    finish(studio.step(run.id, Wish("paint"), paint()))
+    admitted = studio.admit(studio.archive(run.id))
+    assert admitted.id != run.id and same(admitted.session, studio.run(run.id).session)
+    ours, theirs = (finish(studio.step(i, BLUE, images=2)) for i in (run.id, admitted.id))
+    assert same(ours.session, theirs.session)
+
+
+def test_only_runs_are_admitted(studio, run, tmp_path):
+    archive = studio.archive(run.id)
+    (tmp_path / "text.zip").write_text("not a zip")
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as packed:
+        packed.writestr("hello.txt", "hello")
+    with zipfile.ZipFile(archive) as good, zipfile.ZipFile(tmp_path / "out.zip", "w") as packed:
+        record = json.loads(good.read("run.json"))
+        record["steps"] = ["../" + record["steps"][0]]
+        packed.writestr("run.json", json.dumps(record))
+        packed.writestr("../../outside", "x")
+    for name in ("text", "empty", "out"):
+        with pytest.raises(RunError):
+            studio.admit(tmp_path / f"{name}.zip")
+    assert not (tmp_path / "outside").exists()
+    studio.most_bytes = 1000
+    with pytest.raises(RunError, match="GB"):
+        studio.admit(archive)
+    assert [folder.name for folder in studio.folder.iterdir()] == [run.id]
+
+
+def test_a_run_of_another_base_model_is_refused(studio, run, segmenter, tmp_path):
+    from conftest import random_pipeline
+
+    from pxpo import load_model
+
+    pipeline = random_pipeline()
+    pipeline.unet = type(pipeline.unet)(**{**pipeline.unet.config, "block_out_channels": (16, 16)})
+    pipeline.save_pretrained(tmp_path / "other")
+    other = Studio(load_model(tmp_path / "other", device="cpu"), segmenter, tmp_path / "others")
+    with pytest.raises(LoraError, match="does not fit"):
+        other.admit(studio.archive(run.id))
+    assert issubclass(LoraError, PxpoError) and not list(Path(other.folder).iterdir())
