@@ -71,7 +71,7 @@ def test_a_run_from_its_first_picture_to_its_lora(client, run, paint):
     assert report["reward"] == "more Hair, Upper-clothes"
     assert client.predict(run, step=1, api_name="/back")[1]["step"] == 1
     lora, archive = client.predict(run, api_name="/export")
-    assert any(weight.abs().sum() for name, weight in load_file(lora).items() if "lora_B" in name)
+    assert all(weight.any() for weight in load_file(lora).values())  # half were zero at step 0
     assert "run.json" in zipfile.ZipFile(archive).namelist()
 
 
