@@ -244,11 +244,11 @@ class Page:
         prompt, seed = EXAMPLES[0]
         canvas = compared = None
         if self.has_example:
-            picture, paint, after = (
-                str(OPENING / f"{name}.png") for name in ("picture", "paint", "after")
+            before, paint, after = (
+                str(OPENING / f"{name}.png") for name in ("before", "paint", "after")
             )
-            canvas = {"background": picture, "layers": [paint], "composite": None}
-            compared = picture, after
+            canvas = {"background": before, "layers": [paint], "composite": None}
+            compared = before, after
         self.run = gr.BrowserState("", storage_key="pxpo-run", secret="pxpo-studio")
         self.source, self.paint = gr.State("paint"), gr.State()
         gr.Markdown(

@@ -1,0 +1,57 @@
+"""Make what the page opens with: `python -m assets.world.opening`, a minute on two CPU cores.
+
+A real run of the page's own code: the strokes below are painted on the first example's picture,
+STEPS steps are learnt from them, and the picture before and after is kept with the paint.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from pxpo import Segmenter, finish, load_model
+from pxpo.plots import to_picture
+from pxpo.studio import Studio, Wish
+
+FOLDER = Path(__file__).resolve().parents[1] / "opening"
+PROMPT, SEED = "nature landscape", 3
+STEPS = 8
+SIDE, WIDTH = 512, 40  # pixels of the canvas, and of the brush
+STROKES = {
+    (0, 255, 0, 153): [((150, 360), (400, 360))],
+    (255, 0, 0, 153): [((60, 300), (60, 420))],
+}
+
+
+def paint() -> Image.Image:
+    """The strokes as the editor would hand them over."""
+    layer = Image.new("RGBA", (SIDE, SIDE))
+    draw = ImageDraw.Draw(layer)
+    for color, strokes in STROKES.items():
+        for start, end in strokes:
+            draw.line([start, end], color, WIDTH)
+            for x, y in (start, end):
+                radius = WIDTH // 2
+                draw.ellipse((x - radius, y - radius, x + radius, y + radius), color)
+    return layer
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as runs:
+        studio = Studio(load_model(), Segmenter(), Path(runs))
+        run = finish(studio.start(prompt=PROMPT, seed=SEED))
+        for _ in range(STEPS):
+            run = finish(studio.step(run.id, Wish("paint"), paint()))
+    shown = [snapshot.shown[0] for snapshot in run.session.history]
+    for name, image in (("before", shown[0]), ("after", shown[-1])):
+        to_picture(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(
+            FOLDER / f"{name}.png"
+        )
+    paint().save(FOLDER / "paint.png")
+
+
+if __name__ == "__main__":
+    main()
