@@ -10,6 +10,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from assets.world import __main__ as world
 from assets.world import measure, scenes, text
+from assets.world.segmenter import dice_loss
 from pxpo import ColorReward, Noise, Segmenter, finish, load_model, rollout, settings_for
 from pxpo.models import TINY_WORLD
 from pxpo.rewards.segmentation import TINY_SEGMENTER
@@ -113,3 +114,11 @@ def test_the_segmenter_is_a_stock_one_with_the_papers_labels():
 def test_words_it_never_learnt_are_said():
     model = load_model(device="cpu")
     assert model.unknown_words("Nature landscape, with zebras!") == ["zebras"]
+
+
+def test_dice_loss_counts_every_class_there_alike():
+    truth = torch.tensor([[[0, 0, 0, 0, 0, 0, 0, 2]]])
+    right = 50 * torch.nn.functional.one_hot(truth, 4).permute(0, 3, 1, 2).float()
+    assert dice_loss(right, truth).item() == pytest.approx(0, abs=1e-6)
+    missed = 50 * torch.nn.functional.one_hot(truth * 0, 4).permute(0, 3, 1, 2).float()
+    assert dice_loss(missed, truth).item() == pytest.approx(1 - 0.5 * 14 / 15)

@@ -86,12 +86,24 @@ def train_segmenter(
             x, y = x.flip(2), y.flip(2)
         with torch.autocast(device.type, torch.bfloat16):
             logits = logits_of(model, x)
-        return F.cross_entropy(logits, y)
+        return F.cross_entropy(logits, y) + dice_loss(logits, y)
 
     return train(
         "segmenter", model, loss_of,
         steps=steps, learning_rate=1.5e-3, weight_decay=1e-2, report=report,
     )  # fmt: skip
+
+
+def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """1 minus the soft Dice overlap, averaged over the classes in `truth` (B, H, W).
+
+    Every class counts alike, however small: cross-entropy alone never learns hats.
+    """
+    wanted = F.one_hot(truth, logits.shape[1]).permute(0, 3, 1, 2)
+    guess = logits.softmax(1)
+    both, either = (guess * wanted).sum((0, 2, 3)), (guess + wanted).sum((0, 2, 3))
+    there = wanted.sum((0, 2, 3)) > 0
+    return 1 - (2 * both[there] / either[there]).mean()
 
 
 @torch.no_grad()
