@@ -1,4 +1,4 @@
-"""The command line: `python -m pxpo color | segment | paint | resume`, one run folder per run."""
+"""The command line: `python -m pxpo color | segment | paint | resume | push`, a folder per run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
+from .card import write_folder
 from .config import EXPERIMENTS, Settings, checked, kind_of, settings_for
 from .errors import PxpoError, RunError, SettingError
-from .lora import save_lora
+from .hub import push
 from .models import DiffusionModel, load_model
-from .plots import heat_map, reward_curve, strip, to_picture
+from .plots import heat_map, reward_curve, strip
 from .rewards import (
     ColorReward,
     Opinion,
@@ -94,6 +95,15 @@ def make_parser() -> argparse.ArgumentParser:
     again.set_defaults(command=go_on)
     again.add_argument("run", type=Path, help="the run's folder")
     again.add_argument("--epochs", type=int, help="updates in all, to train longer than planned")
+
+    upload = commands.add_parser("push", help="push a run's LoRA to the Hugging Face Hub")
+    upload.set_defaults(command=push_run)
+    upload.add_argument("run", type=Path, help="the run's folder")
+    upload.add_argument("repo", metavar="OWNER/NAME", help="repository, made if need be")
+    upload.add_argument("--private", action="store_true", help="only you can see it")
+    upload.add_argument(
+        "--with-base", action="store_true", help="put a local base model (Tiny World) beside it"
+    )
     return parser
 
 
@@ -147,7 +157,7 @@ def start(options: argparse.Namespace) -> int:
 
 def go_on(options: argparse.Namespace) -> int:
     session = resume(options.run)
-    config = json.loads((options.run / "config.json").read_text())
+    config = read_config(options.run)
     if options.epochs is not None:
         settings = replace(session.settings, epochs=options.epochs)
         if settings.epochs < session.step:
@@ -156,6 +166,13 @@ def go_on(options: argparse.Namespace) -> int:
             )
         session = replace(session, settings=settings)
     return train(load_model(config["model"]), session, config["reward"], options.run)
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run} has no config.json that can be read ({error}).") from error
 
 
 def describe_reward(options: argparse.Namespace) -> dict[str, Any]:
@@ -239,14 +256,14 @@ def train(model: DiffusionModel, session: Session, described: dict[str, Any], fo
                 bar.update()
                 bar.set_postfix_str(f"reward {session.history[-1].metrics['shown_reward']:+.4f}")
     except KeyboardInterrupt:
-        write_results(model, session, folder, heat)
+        write_results(session, described, folder, heat)
         print(
             f"\nStopped after update {session.step}; all of it is kept. "
             f"Go on with: python -m pxpo resume {folder}"
         )
         return 130
-    write_results(model, session, folder, heat)
-    print(f"Done: {session.step} updates, LoRA and pictures in {folder}")
+    write_results(session, described, folder, heat)
+    print(f"Done: {session.step} updates, LoRA and pictures in {folder / 'lora'}")
     return 0
 
 
@@ -262,28 +279,57 @@ def _fit(maps: Tensor, images: Tensor) -> Tensor:
 
 
 def write_results(
-    model: DiffusionModel, session: Session, folder: Path, heat: list[Image.Image]
+    session: Session, described: dict[str, Any], folder: Path, heat: list[Image.Image]
 ) -> None:
-    """The LoRA, the numbers, and the pictures that the paper shows of a run."""
-    save_lora(session.lora, folder)
-    metrics = [snapshot.metrics for snapshot in session.history]
-    lines = [json.dumps({"step": step, **numbers}) for step, numbers in enumerate(metrics)]
-    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    steps = sorted({round(i * session.step / 7) for i in range(8)})
-    rows = [
-        [to_picture(session.history[step].shown[row]) for step in steps]
-        for row in range(min(4, session.settings.shown))
+    """The numbers, the newest images under their reward, and the LoRA in a folder of its own."""
+    lines = [
+        json.dumps({"step": step, **snapshot.metrics})
+        for step, snapshot in enumerate(session.history)
     ]
-    strip(rows, [f"step {step}" for step in steps]).save(folder / "strip.png")
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     if heat:
         strip([heat[:8]], [""] * len(heat[:8])).save(folder / "heat.png")
+    write_lora_folder(session, described, folder)
+
+
+def write_lora_folder(
+    session: Session, described: dict[str, Any], folder: Path, **card: Any
+) -> Path:
+    """`folder`/lora: the LoRA, its model card, and the pictures that the paper shows of a run."""
+    metrics = [snapshot.metrics for snapshot in session.history]
     curve = {
         "same noise at every step": (
             [numbers["shown_reward"] for numbers in metrics],
             [numbers["shown_std"] for numbers in metrics],
         ),
     }
-    reward_curve(curve, session.settings.prompt, "update").savefig(folder / "reward.png")
+    figure = reward_curve(curve, session.settings.prompt, "update")
+    reward = in_words(described)
+    return write_folder(session, folder / "lora", reward=reward, curve=figure, **card)
+
+
+def in_words(described: dict[str, Any]) -> str:
+    """The reward for people."""
+    if described["kind"] == "paint":
+        if described["maps"]:
+            return "painted by hand"
+        wishes = {"more": described["more"], "less": described["less"]}
+        return "painted by a segmenter, " + " and ".join(
+            f"{word} {', '.join(labels)}" for word, labels in wishes.items() if labels
+        )
+    what = described["color"] if described["kind"] == "color" else ", ".join(described["labels"])
+    return f"{'more' if described['sign'] > 0 else 'less'} {what}"
+
+
+def push_run(options: argparse.Namespace) -> int:
+    """Write the run's LoRA folder for its repository, and push it."""
+    session, described = resume(options.run), read_config(options.run)["reward"]
+    folder = write_lora_folder(
+        session, described, options.run, repo=options.repo, with_base=options.with_base
+    )
+    address = watched(push(folder, options.repo, private=options.private), "pushing")
+    print(f"Pushed to {address}")
+    return 0
 
 
 def free_folder(experiment: str) -> Path:

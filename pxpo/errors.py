@@ -27,3 +27,7 @@ class DivergedError(PxpoError):
 
 class RunError(PxpoError):
     """A run that cannot be read, written or continued."""
+
+
+class HubError(PxpoError):
+    """The Hub refused, or cannot be reached; what was to be pushed is still on disk."""

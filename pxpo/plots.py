@@ -69,6 +69,16 @@ def strip(
     return sheet
 
 
+def evolution(shown: Sequence[Tensor], *, columns: int = 8, rows: int = 4) -> Image.Image:
+    """The strip of a run: `shown` holds (K, H, W, 3) uint8 for each step, on the same noise."""
+    last = len(shown) - 1
+    steps = sorted({round(i * last / (columns - 1)) for i in range(columns)})
+    pictures = [
+        [to_picture(shown[step][row]) for step in steps] for row in range(min(rows, len(shown[0])))
+    ]
+    return strip(pictures, [f"step {step}" for step in steps])
+
+
 def reward_curve(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str = "", of: str = "step"
 ) -> Figure:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -109,6 +111,26 @@ def test_a_cancelled_step_leaves_the_run_as_it_was_and_the_lane_free(client, run
     job.cancel()
     report = client.predict(run, reward="color", images=2, api_name="/step")[1]
     assert report["step"] < 100
+
+
+def learn_for_a_while(address: str, seed: int, steps: int) -> dict:
+    """A person's run over the wire; its LoRA in the end, and what was told of it."""
+    client = gradio_client.Client(address, verbose=False)
+    run = client.predict("a lake", seed=seed, steps=3, rank=2, api_name="/generate")[0]
+    for step in range(steps):
+        reward = ("color", "segment")[step % 2]
+        report = client.predict(run, reward=reward, images=2, api_name="/step")[1]
+    return {**load_file(client.predict(run, api_name="/export")[0]), "report": report}
+
+
+def test_four_people_at_once_learn_as_if_alone(address):
+    alone = [learn_for_a_while(address, seed, 4) for seed in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(learn_for_a_while, [address] * 4, [0, 1, 0, 1], [4] * 4))
+    for one, other in zip(alone * 2, together, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one if name != "report")
+        assert one["report"] == other["report"]
 
 
 def test_an_mcp_client_lists_and_calls_the_tools(address, run):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import Hub
 from PIL import Image
 
 from pxpo import __main__ as cli
@@ -50,9 +51,9 @@ def test_a_run_leaves_all_that_the_paper_shows_of_one(run):
     assert [line["step"] for line in lines] == [0, 1, 2]
     assert {"reward", "reward_std", "shown_reward", "shown_std", "grad_norm"} <= lines[2].keys()
     assert -1 <= lines[2]["reward"] <= 0
-    loaded = load_lora(out)
+    loaded = load_lora(out / "lora")
     assert all(torch.equal(loaded.weights[n], w) for n, w in session.lora.weights.items())
-    for name in ("strip.png", "heat.png", "reward.png"):
+    for name in ("heat.png", "lora/strip.png", "lora/reward.png"):
         assert Image.open(out / name).width > 100
     assert json.loads((out / "config.json").read_text())["settings"]["prompt"] == "a lake"
 
@@ -137,4 +138,22 @@ def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(model_folder, tmp_path
     assert step >= 2
     assert f"after update {step}" in said
     assert f"python -m pxpo resume {out}" in said
-    assert load_lora(out).rank == 2
+    assert load_lora(out / "lora").rank == 2
+
+
+def test_a_run_is_pushed_from_its_folder(run, capsys, monkeypatch):
+    hub = Hub()
+    hub.tokens["hf_secret"] = {"name": "ada", "orgs": [], "rights": ["write"]}
+    monkeypatch.setattr("pxpo.hub.ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    _, out = run("color", "--epochs", "1", *SMALL)
+    assert run("push", str(out), "ada/less-blue", "--private", model=False)[0] == 0
+    assert f"{hub.url}/ada/less-blue" in capsys.readouterr().out
+    card = hub.repos["ada/less-blue"]["README.md"].decode()
+    assert "less blue" in card and "ada/less-blue" in card and hub.private["ada/less-blue"]
+    assert run("push", str(out), "eve/less-blue", model=False)[0] == 2
+    said = capsys.readouterr().err
+    assert "belongs to 'eve'" in said and "hf_secret" not in said
+    assert not any(b"hf_secret" in file.read_bytes() for file in out.rglob("*") if file.is_file())
+    hub.shutdown()
+    hub.server_close()

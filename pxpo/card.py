@@ -1,0 +1,173 @@
+"""The folder of a finished LoRA, which stands by itself: any diffusers user can load and judge it.
+
+pytorch_lora_weights.safetensors   what was learnt, in diffusers' format
+README.md                          the model card, with the code that loads it
+run.json                           settings, metrics, versions
+before.png, after.png, strip.png, reward.png
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from matplotlib.figure import Figure
+
+from .lora import save_lora
+from .models import TINY_WORLD
+from .plots import evolution, to_picture
+from .session import Session, shown_noise
+
+LICENSES = {
+    "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+    "stabilityai/stable-diffusion-2-1": "openrail++",
+    "stabilityai/stable-diffusion-2-1-base": "openrail++",
+}
+"""Licences of well-known base models; a LoRA inherits its base's."""
+
+TEXT = """
+# {title}
+
+A LoRA of {base} taught by feedback that says *where*: {steps} updates of pixel-wise reinforcement
+learning (PXPO, [arXiv 2404.04356](https://arxiv.org/abs/2404.04356)) on the prompt
+*{prompt}*.{reward}
+
+| before | after |
+|---|---|
+| ![before](before.png) | ![after](after.png) |
+
+![One column a step, one row a seed](strip.png)
+{curve}
+## Use it
+
+```python
+{code}
+```
+
+This is `after.png`, bit for bit on the machine that made it.{where}
+
+## Settings
+
+| | |
+|---|---|
+{settings}
+
+The strip's first row is the seed that was learnt on, {seed}; the other rows are held-out seeds.
+Made with PXPO Studio, diffusers {diffusers}, torch {torch}.
+"""
+
+ELSEWHERE = """ Its base, {base}, is not on the Hub: it is a folder that comes with PXPO Studio
+(`assets/tiny_world`) or that was made elsewhere; put its path in place of the first one above."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model as a card speaks of it. hub: whether `name` is a Hub id."""
+
+    name: str
+    license: str
+    hub: bool
+
+
+def base_of(model_name: str) -> Base:
+    """The base that `load_model(model_name)` loads; the network is not asked."""
+    if Path(model_name) == TINY_WORLD:
+        return Base("Tiny World", "apache-2.0", hub=False)
+    if Path(model_name).exists():
+        card = Path(model_name) / "README.md"
+        known = ModelCard.load(card).data.license if card.exists() else None
+        return Base(Path(model_name).name, known or "other", hub=False)
+    return Base(model_name, LICENSES.get(model_name, "other"), hub=True)
+
+
+def write_folder(
+    session: Session,
+    folder: Path,
+    *,
+    repo: str = "",
+    reward: str = "",
+    curve: Figure | None = None,
+    with_base: bool = False,
+) -> Path:
+    """Write everything into `folder`, a new one or one that an earlier call wrote.
+
+    repo: the Hub id it will have, for the card's code; the folder's own path when empty. reward:
+    what was rewarded, in words. with_base: put the local base model's folder beside the LoRA, so
+    that the repository needs nothing else.
+    """
+    folder = Path(folder)
+    save_lora(session.lora, folder)
+    for name, snapshot in (("before", session.history[0]), ("after", session.history[-1])):
+        to_picture(snapshot.shown[0]).save(folder / f"{name}.png")
+    evolution([snapshot.shown for snapshot in session.history]).save(folder / "strip.png")
+    if curve:
+        curve.savefig(folder / "reward.png")
+    if with_base and not base_of(session.model_name).hub:
+        shutil.copytree(session.model_name, folder / "base", dirs_exist_ok=True)
+    record = {
+        "base": base_of(session.model_name).name,
+        "settings": session.settings.as_dict(),
+        "shown_seeds": [noise.start for noise in shown_noise(session.settings)],
+        "metrics": [snapshot.metrics for snapshot in session.history],
+        "versions": {name: version(name) for name in ("diffusers", "peft", "torch")},
+    }
+    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    card = _card(session, folder, repo, reward, bool(curve), with_base)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+def _card(
+    session: Session, folder: Path, repo: str, reward: str, curve: bool, with_base: bool
+) -> str:
+    settings, base = session.settings, base_of(session.model_name)
+    data = ModelCardData(
+        base_model=base.name if base.hub else None,
+        license=base.license,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["text-to-image", "diffusers", "lora", "template:sd-lora", "stable-diffusion", "pxpo"],
+        instance_prompt=settings.prompt,
+        widget=[{"text": settings.prompt, "output": {"url": "after.png"}}],
+        **({"base_model_relation": "adapter"} if base.hub else {}),
+    )
+    text = TEXT.format(
+        title=repo.split("/")[-1] or folder.resolve().name,
+        base=f"[{base.name}](https://huggingface.co/{base.name})" if base.hub else base.name,
+        steps=session.step,
+        prompt=settings.prompt,
+        reward=f" The reward: {reward}." if reward else "",
+        curve="\n![The reward by step, ± over images](reward.png)\n" if curve else "",
+        code=_code(session, repo or str(folder), base, with_base),
+        where="" if base.hub or with_base else ELSEWHERE.format(base=base.name),
+        settings="\n".join(f"| {name} | `{value}` |" for name, value in settings.as_dict().items()),
+        seed=settings.seed,
+        diffusers=version("diffusers"),
+        torch=version("torch"),
+    )
+    return f"---\n{data.to_yaml()}\n---\n{text}"
+
+
+def _code(session: Session, repo: str, base: Base, with_base: bool) -> str:
+    """What the card shows: a stock pipeline that makes after.png."""
+    settings = session.settings
+    fetch = f"folder = snapshot_download({repo!r})\n" if with_base and not base.hub else ""
+    base_code = 'f"{folder}/base"' if fetch else repr(session.model_name)
+    lines = [
+        "import torch",
+        "from diffusers import DDIMScheduler, StableDiffusionPipeline",
+        *(["from huggingface_hub import snapshot_download"] if fetch else []),
+        "",
+        f"{fetch}pipeline = StableDiffusionPipeline.from_pretrained({base_code})",
+        "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)",
+        f"pipeline.load_lora_weights({'folder' if fetch else repr(repo)})",
+        f"picture = pipeline({settings.prompt!r}, num_inference_steps={settings.steps}, "
+        f"guidance_scale={settings.guidance_scale}, eta={settings.eta}, "
+        f"generator=torch.Generator().manual_seed({settings.seed})).images[0]",
+    ]
+    return "\n".join(lines)

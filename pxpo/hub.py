@@ -1,0 +1,125 @@
+"""Push a finished LoRA's folder to the Hugging Face Hub, and pull one to go on with.
+
+Whatever goes wrong is a HubError with the way out, and the folder stays on disk, so that pushing
+again works. A token is used and forgotten: never stored, logged, or written into a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from .errors import HubError
+from .lora import FILE_NAME, Lora, load_lora
+from .rollout import Progress
+
+ENDPOINT: str | None = None
+"""The Hub's address; None means HF_ENDPOINT's or huggingface.co."""
+
+
+def push(
+    folder: Path, repo: str, *, token: str | None = None, private: bool = False
+) -> Generator[Progress, None, str]:
+    """Make `repo` (OWNER/NAME) hold the files of `folder`, as one commit; returns its address.
+
+    token: one that may write to `repo`; when None, HF_TOKEN or the one of `hf auth login`. A
+    repository that exists gets a new commit if it holds a LoRA of ours, and is refused otherwise,
+    as is one of an owner whom the token does not speak for: before anything is written.
+    """
+    api = HfApi(ENDPOINT, token)
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    if not any(path.name == FILE_NAME for path in files):
+        raise HubError(f"there is no LoRA in {str(folder)!r}; nothing was pushed.")
+    total = len(files) + 2
+    with explained(repo):
+        validate_repo_id(repo)
+        if repo.count("/") != 1:
+            raise HubError(f"{repo!r} is not the name of a repository; write it as OWNER/NAME.")
+        yield Progress("asking who you are", 0, total)
+        _check_owner(api, repo)
+        _check_free(api, repo)
+        yield Progress("creating the repository", 1, total)
+        api.create_repo(repo, private=private, exist_ok=True)
+        additions = []
+        for number, path in enumerate(files):
+            addition = CommitOperationAdd(path.relative_to(folder).as_posix(), path)
+            api.preupload_lfs_files(repo, [addition])
+            additions.append(addition)
+            yield Progress("uploading", number + 2, total)
+        commit = api.create_commit(repo, additions, commit_message="A LoRA by PXPO Studio")
+        yield Progress("uploading", total, total)
+        return str(commit.repo_url)
+
+
+def pull(repo: str, *, token: str | None = None) -> Lora:
+    """The LoRA of a repository on the Hub (safetensors only), to go on with."""
+    with explained(repo):
+        return load_lora(Path(HfApi(ENDPOINT, token).hf_hub_download(repo, FILE_NAME)))
+
+
+def _check_owner(api: HfApi, repo: str) -> None:
+    me = api.whoami()
+    owner = repo.split("/")[0]
+    mine = [me["name"], *(org["name"] for org in me.get("orgs", ()))]
+    if owner not in mine:
+        raise HubError(
+            f"{repo!r} belongs to {owner!r}, and this token speaks for {', '.join(mine)}; "
+            f"push to {me['name']}/{repo.split('/')[1]} instead. Nothing was written."
+        )
+
+
+def _check_free(api: HfApi, repo: str) -> None:
+    """Refuse a repository that holds something else than a LoRA of ours."""
+    try:
+        info = api.model_info(repo)
+    except RepositoryNotFoundError:
+        return
+    files = {file.rfilename for file in info.siblings or ()} - {".gitattributes"}
+    if files and "pxpo" not in (info.tags or ()):
+        raise HubError(
+            f"{repo!r} exists and holds another model; choose another name. Nothing was written."
+        )
+
+
+@contextmanager
+def explained(repo: str) -> Iterator[None]:
+    """The Hub's errors as HubErrors."""
+    again = "The LoRA is still on disk: push again."
+    try:
+        yield
+    except HFValidationError as error:
+        raise HubError(
+            f"{repo!r} is not the name of a repository ({error}); write it as OWNER/NAME with "
+            "letters, digits, '-', '_' and '.'."
+        ) from error
+    except LocalTokenNotFoundError as error:
+        raise HubError(
+            "there is no token; sign in, set HF_TOKEN, or run `hf auth login`, and push again."
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise HubError(f"HF_HUB_OFFLINE is set; unset it. {again}") from error
+    except RepositoryNotFoundError as error:
+        raise HubError(f"there is no repository {repo!r}, or this token may not see it.") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        reason = {
+            401: "the token is not valid or has expired; make a new one with write access",
+            403: f"the token may not write to {repo!r}; it needs the right to write there",
+            409: f"{repo!r} was changed at the same time",
+            429: "the Hub asks to slow down; wait a few minutes",
+        }.get(status, f"the Hub answered {status} ({error.server_message or 'no reason given'})")
+        raise HubError(f"{reason}. {again}") from error
+    except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
+        raise HubError(f"the Hub cannot be reached ({error}). {again}") from error

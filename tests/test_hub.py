@@ -1,0 +1,198 @@
+"""A LoRA leaves the house: its folder, its card, and every way that pushing can end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_lora
+from hub_server import Hub
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from pxpo import finish, generate, learn, new_session, settings_for
+from pxpo.card import base_of, write_folder
+from pxpo.errors import HubError, LoraError
+from pxpo.hub import pull, push
+from pxpo.models import TINY_WORLD
+from pxpo.plots import reward_curve
+
+TOKEN, READER = "hf_writer", "hf_reader"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    hub = Hub()
+    hub.tokens[TOKEN] = {"name": "ada", "orgs": [{"name": "lab"}], "rights": ["write"]}
+    hub.tokens[READER] = {"name": "bob", "orgs": [], "rights": []}
+    monkeypatch.setattr("pxpo.hub.ENDPOINT", hub.url)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits between its own retries
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield hub
+    hub.shutdown()
+    hub.server_close()
+
+
+@pytest.fixture
+def session(model):
+    settings = settings_for("paint", prompt="a lake", steps=3, rank=2, shown=2, images=1, seed=7)
+    session = finish(new_session(model, settings, random_lora(model)))
+    session = finish(generate(model, session))
+    return finish(learn(model, session, session.trajectory.images[:, 2]))
+
+
+@pytest.fixture
+def folder(session, tmp_path):
+    curve = reward_curve({"this": ([0.0, 1.0], [0.1, 0.1])})
+    return write_folder(session, tmp_path / "lora", reward="painted by hand", curve=curve)
+
+
+def code_of(folder) -> str:
+    return (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+
+
+def test_the_folder_s_own_code_gives_the_picture_on_its_card(folder):
+    names = {}
+    exec(code_of(folder), names)
+    made = np.asarray(names["picture"])
+    assert np.array_equal(made, np.asarray(Image.open(folder / "after.png")))
+    assert not np.array_equal(made, np.asarray(Image.open(folder / "before.png")))
+
+
+def test_the_card_says_what_a_card_must(folder, session, model_folder):
+    data = ModelCard.load(folder / "README.md").data.to_dict()
+    assert data["library_name"] == "diffusers" and data["instance_prompt"] == "a lake"
+    assert {"lora", "pxpo", "template:sd-lora", "text-to-image"} <= set(data["tags"])
+    assert data["widget"] == [{"text": "a lake", "output": {"url": "after.png"}}]
+    record = json.loads((folder / "run.json").read_text())
+    assert record["settings"]["seed"] == 7 and len(record["metrics"]) == 2
+    assert all((folder / name).exists() for name in ("strip.png", "reward.png"))
+    hub_model = replace(session, model_name="CompVis/stable-diffusion-v1-4")
+    write_folder(hub_model, folder, repo="ada/less-blue")
+    data = ModelCard.load(folder / "README.md").data.to_dict()
+    assert data["base_model"] == "CompVis/stable-diffusion-v1-4"
+    assert data["base_model_relation"] == "adapter" and data["license"] == "creativeml-openrail-m"
+    code = code_of(folder)
+    assert '"ada/less-blue"' in code.replace("'", '"')
+    compile(code, "card", "exec")
+
+
+def test_a_base_inherits_the_licence_that_is_known_of_it(tmp_path):
+    assert base_of(str(TINY_WORLD)).license == "apache-2.0"
+    assert base_of("somebody/else").license == "other" and base_of("somebody/else").hub
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert base_of(str(tmp_path)).license == "mit" and not base_of(str(tmp_path)).hub
+
+
+@pytest.mark.parametrize("repo", ["ada/less-blue", "lab/less-blue"])
+@pytest.mark.parametrize("private", [True, False])
+def test_what_arrives_is_what_lies_in_the_folder(hub, folder, repo, private):
+    work, phases = push(folder, repo, token=TOKEN, private=private), []
+    while True:
+        try:
+            phases.append(next(work))
+        except StopIteration as end:
+            address = end.value
+            break
+    assert address == f"{hub.url}/{repo}" and bool(hub.private[repo]) == private
+    arrived = {name: c for name, c in hub.repos[repo].items() if name != ".gitattributes"}
+    here = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
+    assert arrived == here
+    assert [p.done for p in phases] == sorted(p.done for p in phases)
+    assert phases[-1].done == phases[-1].total
+    finish(push(folder, repo, token=TOKEN))
+    assert hub.commits[repo] == 2
+
+
+def test_the_base_goes_beside_the_lora_and_the_card_needs_nothing_else(
+    hub, session, tmp_path, monkeypatch
+):
+    folder = write_folder(session, tmp_path / "lora", repo="ada/all", with_base=True)
+    finish(push(folder, "ada/all", token=TOKEN))
+    assert "base/unet/config.json" in hub.repos["ada/all"]
+    fetched = tmp_path / "fetched"
+    for name, content in hub.repos["ada/all"].items():
+        (fetched / name).parent.mkdir(parents=True, exist_ok=True)
+        (fetched / name).write_bytes(content)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo: str(fetched))
+    names = {}
+    exec(code_of(fetched), names)
+    assert np.array_equal(
+        np.asarray(names["picture"]), np.asarray(Image.open(folder / "after.png"))
+    )
+
+
+def refused(work, words: str) -> None:
+    with pytest.raises(HubError, match=words) as refusal:
+        finish(work)
+    assert TOKEN not in str(refusal.value)
+
+
+def test_what_belongs_to_others_is_not_touched(hub, folder):
+    hub.repos["eve/model"] = {"README.md": b"hers"}
+    hub.repos["ada/other"] = {"model.bin": b"another of ada's"}
+    before = json.dumps({k: {n: c.decode() for n, c in v.items()} for k, v in hub.repos.items()})
+    refused(push(folder, "eve/model", token=TOKEN), "belongs to 'eve'.*ada/model")
+    refused(push(folder, "ada/other", token=TOKEN), "holds another model")
+    after = json.dumps({k: {n: c.decode() for n, c in v.items()} for k, v in hub.repos.items()})
+    assert before == after
+    assert all(method == "GET" for method, _ in hub.requests)
+
+
+@pytest.mark.parametrize(
+    "repo", ["", "no-owner", "ada/", "ada/a b", "ada/--x", "a/b/c", "ada/x.git"]
+)
+def test_a_bad_name_is_refused_before_anything_is_asked(hub, folder, repo):
+    refused(push(folder, repo, token=TOKEN), "not the name of a repository")
+    assert not hub.requests
+
+
+def test_without_rights(hub, folder, monkeypatch):
+    refused(push(folder, "bob/x", token=READER), "may not write")
+    refused(push(folder, "ada/x", token="hf_expired"), "not valid or has expired")
+    monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda: None)
+    refused(push(folder, "ada/x"), "there is no token")
+    assert "bob/x" not in hub.repos and "ada/x" not in hub.repos
+
+
+@pytest.mark.parametrize("where", ["whoami", "create", "preupload", "commit"])
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (429, "slow down"),
+        (500, "answered 500"),
+        (403, "may not write"),
+        ("drop", "cannot be reached"),
+    ],
+)
+def test_after_any_fault_the_lora_is_still_there_and_pushing_again_works(
+    hub, folder, where, fault, words
+):
+    hub.faults[where] = fault
+    refused(push(folder, "ada/x", token=TOKEN), words)
+    hub.faults.clear()
+    finish(push(folder, "ada/x", token=TOKEN))
+    assert hub.repos["ada/x"]["pytorch_lora_weights.safetensors"]
+
+
+def test_a_hub_that_is_not_there(folder, monkeypatch):
+    monkeypatch.setattr("pxpo.hub.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    refused(push(folder, "ada/x", token=TOKEN), "cannot be reached")
+
+
+def test_what_is_pushed_can_be_pulled_and_gone_on_with(hub, folder, session, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    finish(push(folder, "ada/x", token=TOKEN))
+    lora = pull("ada/x", token=TOKEN)
+    assert lora.rank == 2
+    assert all(torch.equal(lora.weights[name], w) for name, w in session.lora.weights.items())
+    with pytest.raises(HubError, match="no repository"):
+        pull("ada/nothing", token=TOKEN)
+    hub.repos["ada/x"]["pytorch_lora_weights.safetensors"] = b"not a LoRA"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "other-cache"))
+    with pytest.raises(LoraError, match="No LoRA can be read"):
+        pull("ada/x", token=TOKEN)
