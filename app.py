@@ -20,17 +20,21 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
 
 import gradio as gr  # noqa: E402
 import torch  # noqa: E402
+from gradio.utils import get_space  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from pxpo import (
     DiffusionModel,
+    Lora,
     PxpoError,
     Segmenter,
     Settings,
+    load_lora,
     load_model,
     painted_map,
 )  # noqa: E402
+from pxpo.card import base_of  # noqa: E402
 from pxpo.errors import ModelError  # noqa: E402
 from pxpo.models import TINY_WORLD  # noqa: E402
 from pxpo.plots import to_picture  # noqa: E402
@@ -108,6 +112,7 @@ class Page:
 
     def __init__(self, studio: Studio, note: str = "") -> None:
         self.studio, self.note = studio, note
+        self.base_on_hub = base_of(studio.model.name).hub
         self.has_example = Path(studio.model.name) == TINY_WORLD and OPENING.exists()
 
     # What the page shows of a run.
@@ -153,10 +158,14 @@ class Page:
                 shown_at = time.monotonic()
             yield update
 
-    def start(self, prompt: str, seed: int, *sampling: Any) -> Iterator[dict[str, Any]]:
+    def start(
+        self, prompt: str, seed: int, *sampling: Any, lora: Lora | None = None
+    ) -> Iterator[dict[str, Any]]:
         names = ("steps", "guidance_scale", "rank")
         settings = {k: v for k, v in zip(names, sampling, strict=True) if v is not None}
-        work = self.studio.start(prompt=prompt, seed=seed, **settings)
+        if lora:
+            settings["rank"] = lora.rank
+        work = self.studio.start(prompt=prompt, seed=seed, lora=lora, **settings)
         run = yield from self.progress(work, "New picture")
         yield self.view(run, self.invitation(prompt))
 
@@ -212,9 +221,13 @@ class Page:
         run = self.studio.run(run_id)
         return self.view(run, f"Stopped at step {run.step}; what was learnt is kept.")
 
-    def admitted(self, file: str) -> Iterator[dict[str, Any]]:
-        run = self.studio.admit(Path(file))
-        yield self.view(run, f"Your run, at step {run.step}.")
+    def admitted(self, file: str, *fresh: Any) -> Iterator[dict[str, Any]]:
+        """Go on with a downloaded run, or begin one from a LoRA."""
+        if Path(file).suffix == ".zip":
+            run = self.studio.admit(Path(file))
+            yield self.view(run, f"Your run, at step {run.step}.")
+        else:
+            yield from self.start(*fresh, lora=load_lora(Path(file)))
 
     def opening(self, run_id: str) -> Iterator[dict[str, Any]]:
         """The run that this browser was at; else the example, or a new picture."""
@@ -344,8 +357,28 @@ class Page:
         with gr.Row():
             self.save_lora = gr.Button("Download LoRA", elem_id="save-lora")
             self.save_run = gr.Button("Download the run", elem_id="save-run")
-            self.upload = gr.UploadButton("Go on with a run", file_types=[".zip"], elem_id="upload")
+            self.upload = gr.UploadButton(
+                "Go on with a run or a LoRA", file_types=[".zip", ".safetensors"], elem_id="upload"
+            )
             self.file = gr.DownloadButton(visible="hidden", elem_id="file")
+        with gr.Accordion("Push to the Hugging Face Hub", open=False), gr.Row():
+            self.repo = gr.Textbox(
+                label="Repository", placeholder="OWNER/NAME", info="made if need be", elem_id="repo"
+            )
+            with gr.Column(min_width=160):
+                self.private = gr.Checkbox(label="Private")
+                self.with_base = gr.Checkbox(
+                    label="With the base model beside it", visible=not self.base_on_hub
+                )
+            if get_space():
+                gr.LoginButton(elem_id="login")
+            self.token = gr.Textbox(
+                label="Token", type="password", placeholder="HF_TOKEN, if that is set",
+                info="with the right to write; used once, kept nowhere", elem_id="token",
+                visible=not get_space(),
+            )  # fmt: skip
+            self.push = gr.Button("Push", elem_id="push")
+            self.pushed = gr.Markdown(elem_id="pushed")
 
     def wire(self, page: gr.Blocks) -> None:
         parts = {name: getattr(self, name) for name in
@@ -448,7 +481,41 @@ class Page:
             button.click(functools.partial(saved, make), self.run, self.file, **quick).success(
                 None, None, None, js="() => document.querySelector('#file').click()", **quick
             )
-        with_canvas(self.upload.upload(on_page(self.admitted), self.upload, **lane), keep=False)
+
+        def push(
+            run: str, repo: str, private: bool, with_base: bool, typed: str,
+            login: gr.OAuthToken | None,
+        ) -> Iterator[str]:  # fmt: skip
+            yield from pushed(self.studio, run, repo, private, with_base, typed, login)
+
+        self.push.click(
+            push, [self.run, self.repo, self.private, self.with_base, self.token], self.pushed,
+            concurrency_limit=4, api_visibility="private",
+        )  # fmt: skip
+        with_canvas(
+            self.upload.upload(on_page(self.admitted), [self.upload, *fresh], **lane), keep=False
+        )
+
+
+def pushed(
+    studio: Studio, run_id: str, repo: str, private: bool, with_base: bool, typed: str,
+    login: gr.OAuthToken | None,
+) -> Iterator[str]:  # fmt: skip
+    """Push with the login's token, the typed one, or HF_TOKEN; says where it stands."""
+    if not run_id:
+        raise gr.Error("This is the example; press Step first.", print_exception=False)
+    if get_space() and login is None:
+        raise gr.Error("Sign in first; Download works without.", print_exception=False)
+    token = login.token if login else typed.strip() or None
+    with spoken():
+        work = studio.push(run_id, repo.strip(), token=token, private=private, with_base=with_base)
+        while True:
+            try:
+                at = next(work)
+            except StopIteration as end:
+                yield f"Pushed: [{repo.strip()}]({end.value})"
+                return
+            yield f"{at.phase} {at.done}/{at.total}"
 
 
 def saved(make: Callable[[str], Path], run_id: str) -> str:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .card import write_folder
 from .config import EXPERIMENTS, Settings, checked, kind_of, settings_for
 from .errors import PxpoError, RunError, SettingError
-from .hub import push
+from .hub import pull, push
 from .models import DiffusionModel, load_model
 from .plots import heat_map, reward_curve, strip
 from .rewards import (
@@ -87,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.set_defaults(command=start, experiment=name)
         command.add_argument("--paper", action="store_true", help="the paper's exact recipe")
         command.add_argument("--model", help="diffusers folder or Hub id (Tiny World)")
+        command.add_argument("--lora", help="go on from this file, folder or Hub id of a LoRA")
         command.add_argument("--out", type=Path, help="run folder (runs/<experiment>-<number>)")
         for entry in fields(Settings):
             add_setting(command, entry, EXPERIMENTS[name].get(entry.name, entry.default))
@@ -136,7 +137,14 @@ def start(options: argparse.Namespace) -> int:
         for name, value in vars(options).items()
         if name.startswith("setting_") and value is not None
     }
+    lora = pull(options.lora) if options.lora else None
+    if lora:
+        given = {"rank": lora.rank, **given}
     settings = settings_for(options.experiment, paper=options.paper, **given)
+    if lora and lora.rank != settings.rank:
+        raise SettingError(
+            f"rank is {settings.rank}, but the LoRA {options.lora!r} has {lora.rank}; leave it out."
+        )
     reward = describe_reward(options)
     make_reward(reward)  # a bad reward is said before anything is written
     folder = options.out or free_folder(options.experiment)
@@ -151,7 +159,7 @@ def start(options: argparse.Namespace) -> int:
     config = {"experiment": options.experiment, "reward": reward, "paper": options.paper,
               "model": options.model, "settings": settings.as_dict()}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    session = watched(new_session(model, settings), "first images")
+    session = watched(new_session(model, settings, lora), "first images")
     return train(model, session, reward, folder)
 
 

@@ -13,6 +13,7 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from matplotlib.figure import Figure
@@ -126,15 +127,18 @@ def _card(
     session: Session, folder: Path, repo: str, reward: str, curve: bool, with_base: bool
 ) -> str:
     settings, base = session.settings, base_of(session.model_name)
+    adapter = {"base_model": base.name, "base_model_relation": "adapter"} if base.hub else {}
+    about: dict[str, Any] = {
+        **adapter,
+        "widget": [{"text": settings.prompt, "output": {"url": "after.png"}}],
+    }
     data = ModelCardData(
-        base_model=base.name if base.hub else None,
         license=base.license,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["text-to-image", "diffusers", "lora", "template:sd-lora", "stable-diffusion", "pxpo"],
         instance_prompt=settings.prompt,
-        widget=[{"text": settings.prompt, "output": {"url": "after.png"}}],
-        **({"base_model_relation": "adapter"} if base.hub else {}),
+        **about,
     )
     text = TEXT.format(
         title=repo.split("/")[-1] or folder.resolve().name,

@@ -63,10 +63,12 @@ def push(
         return str(commit.repo_url)
 
 
-def pull(repo: str, *, token: str | None = None) -> Lora:
-    """The LoRA of a repository on the Hub (safetensors only), to go on with."""
-    with explained(repo):
-        return load_lora(Path(HfApi(ENDPOINT, token).hf_hub_download(repo, FILE_NAME)))
+def pull(source: str, *, token: str | None = None) -> Lora:
+    """A LoRA to go on with, from a file, a folder, or a repository on the Hub; safetensors only."""
+    if Path(source).exists():
+        return load_lora(Path(source))
+    with explained(source):
+        return load_lora(Path(HfApi(ENDPOINT, token).hf_hub_download(source, FILE_NAME)))
 
 
 def _check_owner(api: HfApi, repo: str) -> None:

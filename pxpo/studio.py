@@ -32,9 +32,11 @@ from safetensors.torch import save as safetensors
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from .card import write_folder
 from .config import Settings, settings_for
 from .errors import RunError
-from .lora import Lora, adapter, save_lora
+from .hub import push
+from .lora import FILE_NAME, Lora, adapter
 from .models import DiffusionModel
 from .plots import heat_map, reward_curve
 from .rewards import ColorReward, Opinion, Reward, Segmenter, SegmentReward, painted_map
@@ -213,15 +215,34 @@ class Studio:
         with self._lock:
             self._recent.pop(run_id, None)
 
+    def lora_folder(self, run_id: str, **card: Any) -> Path:
+        """The run's LoRA in a folder that stands by itself; `card` as `write_folder` takes it."""
+        run, folder = self.run(run_id), self._folder(run_id) / "lora"
+        reward = run.wish.name if run.wish else ""
+        return write_folder(run.session, folder, reward=reward, curve=self.curve(run), **card)
+
     def lora_file(self, run_id: str) -> Path:
         """The run's LoRA as a file that any diffusers pipeline loads."""
-        return save_lora(self.run(run_id).session.lora, self._folder(run_id) / "lora")
+        return self.lora_folder(run_id) / FILE_NAME
+
+    def push(
+        self, run_id: str, repo: str, *, token: str | None, private: bool, with_base: bool
+    ) -> Generator[Progress, None, str]:
+        """Push that folder to the Hub, and return its address there."""
+        folder = self.lora_folder(run_id, repo=repo, with_base=with_base)
+        return (yield from push(folder, repo, token=token, private=private))
 
     def archive(self, run_id: str) -> Path:
         """The whole run as a .zip that `admit` takes in again."""
-        self.lora_file(run_id)
+        self.lora_folder(run_id)
         folder = self._folder(run_id)
-        return Path(shutil.make_archive(str(folder / "pxpo-run"), "zip", folder, "."))
+        archive = folder / "pxpo-run.zip"
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+            for file in sorted(folder.rglob("*")):
+                name = file.relative_to(folder).as_posix()
+                if file.is_file() and (FILES.fullmatch(name) or name.startswith("lora/")):
+                    packed.write(file, name)
+        return archive
 
     def admit(self, archive: Path) -> Run:
         """Take in a run that `archive` wrote, under a new name. RunError for anything else."""

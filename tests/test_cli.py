@@ -157,3 +157,16 @@ def test_a_run_is_pushed_from_its_folder(run, capsys, monkeypatch):
     assert not any(b"hf_secret" in file.read_bytes() for file in out.rglob("*") if file.is_file())
     hub.shutdown()
     hub.server_close()
+
+
+def test_a_run_goes_on_from_a_lora(run, tmp_path, capsys):
+    _, out = run("color", "--epochs", "1", *SMALL)
+    learnt = resume(out).lora
+    where = ["--lora", str(out / "lora"), "--model", resume(out).model_name]
+    assert cli.main(["color", "--epochs", "1", *SMALL, *where, "--out", str(tmp_path / "b")]) == 0
+    again = resume(tmp_path / "b").history[0].lora
+    assert all(torch.equal(again.weights[n], w) for n, w in learnt.weights.items())
+    other = [*SMALL, *where, "--out", str(tmp_path / "c"), "--rank", "5"]
+    assert cli.main(["color", *other]) == 2
+    assert "rank is 5" in capsys.readouterr().err
+    assert cli.main(["color", *SMALL, "--lora", str(tmp_path / "c.safetensors")]) == 2
