@@ -38,6 +38,7 @@ from pxpo.card import base_of  # noqa: E402
 from pxpo.errors import ModelError  # noqa: E402
 from pxpo.models import TINY_WORLD  # noqa: E402
 from pxpo.plots import to_picture  # noqa: E402
+from pxpo.rewards.segmentation import CLOTHES  # noqa: E402
 from pxpo.studio import MOST_STEPS, Run, Studio, Wish  # noqa: E402
 
 PLUS, MINUS = "+ more (green)", "− less (red)"
@@ -51,6 +52,7 @@ EXAMPLES = [
     ("red taxi in traffic", 2),
     ("portrait of a man on the beach", 5),
 ]
+STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4"
 OPENING = Path(__file__).resolve().parent / "assets" / "opening"
 """A run made earlier, to open the page with: its settings, paint, picture before and after."""
 
@@ -685,19 +687,32 @@ def api(studio: Studio) -> None:
         )
 
 
-def open_model(name: str | None) -> tuple[DiffusionModel, str]:
-    """The model, or Tiny World and a line that says why it is not the one asked for."""
+def open_models(model: str | None, segmenter: str | None) -> tuple[DiffusionModel, Segmenter, str]:
+    """What was asked for, or else what fits the machine; and a line on what it is not, and why.
+
+    On a GPU that is the paper's own pair of models. What cannot be loaded is replaced by the
+    embedded one.
+    """
+    notes = []
     try:
-        return load_model(name), ""
+        loaded = load_model(model or (STABLE_DIFFUSION if torch.cuda.is_available() else None))
     except ModelError as error:
-        return load_model(), f"{error} Here is Tiny World instead."
+        notes.append(f"{error} Here is Tiny World instead.")
+        loaded = load_model()
+    paired = None if Path(loaded.name) == TINY_WORLD else CLOTHES
+    try:
+        eye = Segmenter(segmenter or paired, str(loaded.device))
+    except ModelError as error:
+        notes.append(f"{error} Here is Tiny World's instead.")
+        eye = Segmenter(None, str(loaded.device))
+    return loaded, eye, " ".join(notes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, kind, default, text in (
-        ("model", str, None, "diffusers folder or Hub id (Tiny World)"),
-        ("segmenter", str, None, "folder or Hub id (the embedded one)"),
+        ("model", str, None, "diffusers folder or Hub id (on a GPU Stable Diffusion v1.4)"),
+        ("segmenter", str, None, "folder or Hub id (the one that fits the model)"),
         ("runs", Path, "runs/studio", "folder where people's runs are kept (runs/studio)"),
         ("host", str, None, "address to serve on (127.0.0.1)"),
         ("port", int, None, "port to serve on (7860)"),
@@ -709,8 +724,8 @@ def main() -> None:
         )  # fmt: skip
     parser.add_argument("--share", action="store_true", help="a public link for 72 hours")
     options = parser.parse_args()
-    model, note = open_model(options.model)
-    studio = Studio(model, Segmenter(options.segmenter, str(model.device)), options.runs)
+    model, segmenter, note = open_models(options.model, options.segmenter)
+    studio = Studio(model, segmenter, options.runs)
     launch(
         Page(studio, note), server_name=options.host, server_port=options.port, share=options.share
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -34,7 +35,7 @@ def load_model(
     device = device or best_device()
     dtype = dtype or best_dtype(device)
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
+        pipeline = _half_if_there(
             name,
             dtype={"unet": dtype, "default": torch.float32},
             safety_checker=None,
@@ -55,6 +56,14 @@ def load_model(
             way_out = "check the name, the network, and your access to it if it is gated"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"The model {name!r} cannot be loaded ({reason}); {way_out}.") from error
+
+
+def _half_if_there(name: str, **options: Any) -> StableDiffusionPipeline:
+    """A half-precision UNet needs only the half-sized files, where the model has them."""
+    if options["dtype"]["unet"] != torch.float32:
+        with suppress(OSError, ValueError):
+            return StableDiffusionPipeline.from_pretrained(name, variant="fp16", **options)
+    return StableDiffusionPipeline.from_pretrained(name, **options)
 
 
 def best_device() -> str:

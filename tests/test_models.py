@@ -219,3 +219,12 @@ def test_an_inpainting_folder_is_refused_when_loaded(tmp_path):
 def test_an_unknown_prediction_type_is_refused():
     with pytest.raises(ModelError, match="'random' predicts 'sample'"):
         wrapped("sample")
+
+
+def test_half_precision_takes_the_half_sized_files(tmp_path):
+    random_pipeline().to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    model = load_model(tmp_path, device="cpu", dtype=torch.bfloat16)
+    assert {p.dtype for p in model.unet.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.vae.parameters()} == {torch.float32}
+    with pytest.raises(ModelError):
+        load_model(tmp_path, device="cpu")
