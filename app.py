@@ -18,11 +18,11 @@ from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
 
-import gradio as gr  # noqa: E402
-import torch  # noqa: E402
-from gradio.utils import get_space  # noqa: E402
-from PIL import Image  # noqa: E402
-from torch import Tensor  # noqa: E402
+import gradio as gr
+import torch
+from gradio.utils import get_space
+from PIL import Image
+from torch import Tensor
 
 from pxpo import (
     DiffusionModel,
@@ -33,13 +33,13 @@ from pxpo import (
     load_lora,
     load_model,
     painted_map,
-)  # noqa: E402
-from pxpo.card import base_of  # noqa: E402
-from pxpo.errors import ModelError  # noqa: E402
-from pxpo.models import TINY_WORLD  # noqa: E402
-from pxpo.plots import to_picture  # noqa: E402
-from pxpo.rewards.segmentation import CLOTHES  # noqa: E402
-from pxpo.studio import MOST_STEPS, Run, Studio, Wish  # noqa: E402
+)
+from pxpo.card import base_of
+from pxpo.errors import ModelError
+from pxpo.models import TINY_WORLD
+from pxpo.plots import to_picture
+from pxpo.rewards.segmentation import CLOTHES
+from pxpo.studio import MOST_STEPS, Run, Studio, Wish
 
 PLUS, MINUS = "+ more (green)", "− less (red)"
 LESS, MORE = "less", "more"
@@ -178,11 +178,11 @@ class Page:
 
     def learn(
         self, count: int, run_id: str, wish: Wish, editor: dict[str, Any] | None,
-        learning_rate: float | None, images: int | None, *fresh: Any,
+        learning_rate: float | None, images: int | None,
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """`count` steps; a run is begun first where the page still shows the opening example."""
         if not run_id:
-            for update in self.start(*fresh):
+            for update in self.start(*EXAMPLES[0], None, None, None):
                 run_id = update.get("run", "")
                 yield {k: v for k, v in update.items() if k in ("status", "run")}
         changes: dict[str, Any] = {} if learning_rate is None else {"learning_rate": learning_rate}
@@ -350,7 +350,7 @@ class Page:
                     setting("images", "Samples per step", placeholder="as the tab's default"),
                 ]
             gr.Markdown("Steps, guidance and rank count from the next new picture on.")
-        gr.Examples(
+        self.examples = gr.Examples(
             [list(one) for one in EXAMPLES],
             [self.prompt, self.seed],
             label="Examples",
@@ -401,7 +401,7 @@ class Page:
 
             return event
 
-        def with_canvas(event: Any, keep: bool = True) -> Any:
+        def with_canvas(event: Any, keep: bool) -> None:
             """Then bring the next picture, under the paint on the canvas or that of the last step.
 
             A mounted editor paints reliably only if it is emptied before it gets a new picture.
@@ -416,14 +416,16 @@ class Page:
             event.success(empty, [self.run, self.editor], [self.paint, self.editor], **quick).then(
                 fill, [self.run, self.paint], self.editor, **quick
             )
-            return event
 
         fresh = [self.prompt, self.seed, *self.sampling]
         wish = [self.source, self.color, self.color_want, self.labels, self.labels_want]
-        inputs = [self.run, *wish, self.editor, *self.learning, *fresh]
+        inputs = [self.count, self.run, *wish, self.editor, *self.learning]
 
-        def learn(count: int, run: str, *values: Any) -> Iterator[dict[str, Any]]:
-            yield from self.learn(count, run, wished(*values[:5]), *values[5:])
+        def steps(count: float | None, run: str, *values: Any) -> Iterator[dict[str, Any]]:
+            yield from self.learn(int(count or 1), run, wished(*values[:5]), *values[5:])
+
+        def step(_: float | None, *values: Any) -> Iterator[dict[str, Any]]:
+            yield from steps(1, *values)
 
         def painted(*values: Any) -> list[dict[str, Any]]:
             """Step without paint is refused on the editor itself."""
@@ -434,32 +436,27 @@ class Page:
                 for part in inputs
             ]
 
-        working = [
-            with_canvas(gr.on(
-                [page.load], on_page(self.opening), self.run, **lane
-            ), keep=False),
-            with_canvas(gr.on(
-                [self.fresh.click, self.reset.click], on_page(self.start), fresh, **lane
-            ), keep=False),
-            with_canvas(self.step_once.click(
-                on_page(functools.partial(learn, 1)), inputs, validator=painted, **lane
-            )),
-            with_canvas(self.step_many.click(
-                on_page(lambda count, *values: learn(int(count or 1), *values)),
-                [self.count, *inputs],
-                validator=lambda count, *values: [gr.validate(True, ""), *painted(*values)], **lane,
-            )),
-            with_canvas(self.step_back.click(on_page(self.back), self.run, **lane)),
-        ]  # fmt: skip
+        opened = gr.on([page.load], on_page(self.opening), self.run, **lane)
+        begun = gr.on([self.fresh.click, self.reset.click], on_page(self.start), fresh, **lane)
+        shown = self.examples.load_input_event.then(on_page(self.start), fresh, **lane)
+        once = self.step_once.click(on_page(step), inputs, validator=painted, **lane)
+        many = self.step_many.click(on_page(steps), inputs, validator=painted, **lane)
+        undone = self.step_back.click(on_page(self.back), self.run, **lane)
 
         def chosen(run: str, thumbnail: gr.SelectData) -> Iterator[Any]:
             yield from on_page(self.back)(run, thumbnail.index)
 
-        working.append(with_canvas(self.history.select(chosen, self.run, **lane)))
-        with_canvas(self.stop.click(
+        rewound = self.history.select(chosen, self.run, **lane)
+        taken = self.upload.upload(on_page(self.admitted), [self.upload, *fresh], **lane)
+        stopped = self.stop.click(
             lambda run: {parts[k]: v for k, v in self.stopped(run).items()}, self.run,
-            list(parts.values()), cancels=working, queue=False, **quick,
-        ))  # fmt: skip
+            list(parts.values()), queue=False, **quick,
+            cancels=[opened, begun, shown, once, many, undone, rewound, taken],
+        )  # fmt: skip
+        for event in (once, many, undone, rewound, stopped):
+            with_canvas(event, keep=True)
+        for event in (opened, begun, shown, taken):
+            with_canvas(event, keep=False)
         self.hand.change(
             lambda hand: gr.ImageEditor(brush=brush(hand)), self.hand, self.editor, **quick
         )
@@ -494,9 +491,6 @@ class Page:
             push, [self.run, self.repo, self.private, self.with_base, self.token], self.pushed,
             concurrency_limit=4, api_visibility="private",
         )  # fmt: skip
-        with_canvas(
-            self.upload.upload(on_page(self.admitted), [self.upload, *fresh], **lane), keep=False
-        )
 
 
 def pushed(
