@@ -289,3 +289,32 @@ def seed() -> int:
     import app
 
     return app.EXAMPLES[0][1]
+
+
+@pytest.mark.parametrize("color_scheme", ["light", "dark"])
+def test_the_page_has_no_serious_fault_of_accessibility(visit, color_scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page = visit(color_scheme=color_scheme)
+    press(page, "step", "Step 1 ·")
+    page.get_by_role("button", name="Prompt and settings").click()
+    found = axe.Axe().run(page).response["violations"]
+    serious = {
+        violation["id"]: [node["html"][:200] for node in violation["nodes"]]
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+    }
+    assert not serious
+
+
+def test_a_closed_tab_frees_the_lane_at_once(visit):
+    leaving, staying = visit(), visit()
+    leaving.locator("#count input").fill("90")
+    press(leaving, "run-many", "Step 2: ")
+    leaving.close()
+    press(staying, "step", "Step 1 ·")
+
+
+@pytest.mark.parametrize("width", [390, 820, 1440])
+def test_the_page_fits_its_width(visit, width):
+    page = visit(viewport={"width": width, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
