@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,3 +105,20 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
         '{"image_processor_type": "SegformerImageProcessor", "size": {"height": 32, "width": 32}}'
     )
     return Segmenter(folder)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, headless; tests that want it are skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no Chromium to test the page in")
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(
+            executable_path=chromium,
+            args=["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+                  "--ignore-gpu-blocklist", "--disable-background-networking"],
+        )  # fmt: skip
+        yield browser
+        browser.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,10 @@ import torch
 from pxpo.models import TINY_WORLD
 
 gradio = pytest.importorskip("gradio")
-playwright = pytest.importorskip("playwright.sync_api")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to test the page in"),
-    pytest.mark.skipif(
-        not (TINY_WORLD / "model_index.json").exists(), reason="Tiny World has not been made"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not (TINY_WORLD / "model_index.json").exists(), reason="Tiny World has not been made"
+)
 
 PATIENCE = 60_000  # milliseconds that a step may take on a slow machine
 
@@ -34,18 +28,6 @@ def address(tmp_path_factory):
     blocks = app.launch(app.Page(studio), prevent_thread_lock=True, quiet=True)
     yield blocks.local_url
     blocks.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-                  "--ignore-gpu-blocklist", "--disable-background-networking"],
-        )  # fmt: skip
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,0 +1,142 @@
+"""The app as a Space runs it: signing in with a browser, pushing with what the login gave, and the
+front matter that the Space is built from."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_server import Hub
+
+ROOT = Path(__file__).resolve().parents[1]
+SECRET = "hf_oauth_secret"
+
+
+def front_matter() -> dict:
+    return yaml.safe_load((ROOT / "README.md").read_text(encoding="utf-8").split("---")[1])
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.splitlines()]
+
+
+def test_the_front_matter_keeps_the_rules():
+    matter = front_matter()
+    assert set(matter) <= {
+        "title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "python_version",
+        "app_file", "suggested_hardware", "startup_duration_timeout", "license",
+        "short_description", "models", "preload_from_hub", "hf_oauth", "hf_oauth_scopes", "tags",
+        "thumbnail",
+    }  # fmt: skip
+    assert matter["sdk"] == "gradio" and (ROOT / matter["app_file"]).exists()
+    assert matter["suggested_hardware"] == "a10g-small"
+    assert len(matter["short_description"]) <= 60
+    colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {matter["colorFrom"], matter["colorTo"]} <= colors
+    assert re.fullmatch(r"\d+[smh]?", matter["startup_duration_timeout"])
+    assert matter["hf_oauth"] is True and matter["hf_oauth_scopes"] == ["contribute-repos"]
+    for line in matter["preload_from_hub"]:
+        repo, files = line.split(" ")
+        assert repo in matter["models"]
+        assert not any(file.endswith((".bin", ".ckpt")) for file in files.split(","))
+
+
+def test_the_sdk_is_the_gradio_that_is_tested():
+    import gradio
+
+    pinned = re.search(r"^gradio\[.*\]==(\S+)", (ROOT / "requirements.txt").read_text(), re.M)
+    assert front_matter()["sdk_version"] == pinned[1] == gradio.__version__
+    assert f"{sys.version_info.major}." == front_matter()["python_version"][:2]
+
+
+def test_a_space_takes_every_file_without_lfs():
+    sizes = {path: path.stat().st_size for path in tracked() if path.exists()}
+    assert max(sizes.values()) < 10_000_000, max(sizes, key=sizes.get)
+    assert sum(sizes.values()) < 60_000_000
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def answers(url: str, process: subprocess.Popen, seconds: float = 90) -> None:
+    """Wait until the app serves its page."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the app has stopped"
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise TimeoutError(url)
+
+
+@pytest.fixture
+def space(model_folder, segmenter, tmp_path):
+    """The app in a process of its own with a Space's environment: its address, Hub and provider."""
+    pytest.importorskip("joserfc")
+    from oauth_server import Provider
+
+    port, hub, provider = free_port(), Hub(), Provider("ada", SECRET, "client")
+    hub.tokens[SECRET] = {"name": "ada", "orgs": [], "rights": ["write"]}
+    environment = {
+        **os.environ, "SYSTEM": "spaces", "SPACE_ID": "ada/studio", "OAUTH_CLIENT_ID": "client",
+        "OAUTH_CLIENT_SECRET": "secret", "OAUTH_SCOPES": "openid profile contribute-repos",
+        "OPENID_PROVIDER_URL": provider.url, "HF_ENDPOINT": hub.url, "HF_TOKEN": "",
+        "PXPO_RUNS": str(tmp_path / "runs"), "PXPO_MODEL": str(model_folder),
+        "PXPO_SEGMENTER": segmenter.name, "PXPO_PORT": str(port), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    log = (tmp_path / "log").open("w+")
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment,
+                               stdout=log, stderr=subprocess.STDOUT)  # fmt: skip
+    answers(f"http://localhost:{port}", process)
+    yield f"http://localhost:{port}", hub, provider
+    process.terminate()
+    process.wait(20)
+    log.seek(0)
+    assert SECRET not in log.read()
+    assert not any(SECRET.encode() in f.read_bytes() for f in tmp_path.rglob("*") if f.is_file())
+    for server in (hub, provider):
+        server.shutdown()
+        server.server_close()
+
+
+def test_signing_in_with_a_browser_and_pushing(space, browser):
+    address, hub, provider = space
+    page = browser.new_context().new_page()
+    page.goto(address)
+    page.wait_for_function(
+        "document.querySelector('#status textarea')?.value.includes('Paint what')", timeout=60_000
+    )
+    page.get_by_role("button", name="Push to the Hugging Face Hub").click()
+    page.locator("#repo input, #repo textarea").fill("ada/painted")
+    assert page.locator("#token").count() == 0  # a Space never asks for a token
+    page.locator("#push").click()
+    page.get_by_text("Sign in first").wait_for()
+    page.locator("#login").click()
+    page.wait_for_function(
+        "document.querySelector('#status textarea')?.value.includes('your run again')",
+        timeout=60_000,
+    )
+    assert "contribute-repos" in provider.scopes.split()
+    page.get_by_role("button", name="Push to the Hugging Face Hub").click()
+    page.locator("#repo input, #repo textarea").fill("ada/painted")
+    page.locator("#push").click()
+    page.locator("#pushed a").wait_for(timeout=60_000)
+    assert page.locator("#pushed a").get_attribute("href") == f"{hub.url}/ada/painted"
+    assert hub.repos["ada/painted"]["pytorch_lora_weights.safetensors"]
+    page.context.close()
