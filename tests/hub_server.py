@@ -27,6 +27,7 @@ class Hub(ThreadingHTTPServer):
         self.commits: dict[str, int] = {}
         self.faults: dict[str, int | str] = {}
         self.requests: list[tuple[str, str]] = []
+        self.wishes: list[dict[str, Any]] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -86,6 +87,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def create(self, body: bytes) -> None:
         wish, user = json.loads(body), self.user()
+        self.server.wishes.append(wish)
         owner = wish.get("organization") or (user or {}).get("name")
         repo = f"{owner}/{wish['name']}"
         if not user:
@@ -141,8 +143,8 @@ ROUTES = {
     r"/api/whoami-v2": Handler.whoami,
     r"/api/repos/create": Handler.create,
     r"/api/validate-yaml": Handler.validate,
-    rf"/api/models/{ID}/preupload/main": Handler.preupload,
-    rf"/api/models/{ID}/commit/main": Handler.commit,
-    rf"/api/models/{ID}(?:/revision/\w+)?": Handler.info,
+    rf"/api/(?:models|spaces)/{ID}/preupload/main": Handler.preupload,
+    rf"/api/(?:models|spaces)/{ID}/commit/main": Handler.commit,
+    rf"/api/(?:models|spaces)/{ID}(?:/revision/\w+)?": Handler.info,
     rf"/{ID}/resolve/\w+/(.+)": Handler.resolve,
 }

@@ -16,6 +16,8 @@ import pytest
 import yaml
 from hub_server import Hub
 
+from pxpo.models import TINY_WORLD
+
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = "hf_oauth_secret"
 
@@ -64,6 +66,55 @@ def test_a_space_takes_every_file_without_lfs():
     sizes = {path: path.stat().st_size for path in tracked() if path.exists()}
     assert max(sizes.values()) < 10_000_000, max(sizes, key=sizes.get)
     assert sum(sizes.values()) < 60_000_000
+
+
+def commands() -> list[str]:
+    """The README's lines that push the Space."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.findall(r"^hf .*OWNER/pxpo-studio.*$", readme, re.M)
+
+
+@pytest.mark.skipif(
+    not (TINY_WORLD / "model_index.json").exists(), reason="Tiny World has not been made"
+)
+def test_the_readme_s_commands_push_the_space_and_it_starts_from_what_arrived(tmp_path):
+    hub = Hub()
+    hub.tokens[SECRET] = {"name": "ada", "orgs": [], "rights": ["write"]}
+    here, there = tmp_path / "here", tmp_path / "there"
+    for path in tracked():
+        if path.exists():
+            copy = here / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    (here / "runs" / "studio").mkdir(parents=True)
+    (here / "runs" / "studio" / "private").write_text("somebody's run")
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": SECRET,
+                   "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
+    assert len(commands()) == 2
+    for command in commands():
+        command = command.replace("OWNER", "ada")
+        subprocess.run(command, shell=True, cwd=here, env=environment, check=True, timeout=300)
+    assert hub.wishes[0]["sdk"] == "gradio" and hub.wishes[0]["type"] == "space"
+    assert hub.wishes[0]["hardware"] == "a10g-small"
+    arrived = hub.repos["ada/pxpo-studio"]
+    del arrived[".gitattributes"]  # the Hub's own
+    wanted = {p.relative_to(here).as_posix() for p in here.rglob("*") if p.is_file()}
+    wanted -= {"runs/studio/private"}
+    assert set(arrived) == wanted
+    for name, content in arrived.items():
+        assert content == (here / name).read_bytes(), name
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_bytes(content)
+    port = free_port()
+    environment |= {"PXPO_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=there, env=environment)
+    try:
+        answers(f"http://127.0.0.1:{port}", process)
+    finally:
+        process.terminate()
+        process.wait(20)
+        hub.shutdown()
+        hub.server_close()
 
 
 def free_port() -> int:
