@@ -2,7 +2,8 @@
 
 Draws the scenes, trains the autoencoder, the segmenter and the painter, writes them as standard
 diffusers and transformers folders with model cards, and measures what they are worth. Each stage
-leaves its result in the --work folder and is not made again while it lies there.
+leaves its result in the --work folder and is not made again while it lies there; the longest one
+goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size(24_000, crops=3600, wholes=2700, segmenter=3000, painter=7000, batch=48),
+    "cpu": Size(24_000, crops=3600, wholes=2700, segmenter=3000, painter=6000, batch=48),
     "gpu": Size(60_000, crops=20_000, wholes=10_000, segmenter=12_000, painter=40_000, batch=128),
     "toy": Size(64, crops=2, wholes=2, segmenter=2, painter=2, batch=4, judged=6),  # for the tests
 }
@@ -78,6 +79,7 @@ def make(
         painter = train_painter(
             latents, captions, tokenizer, device,
             steps=size.painter, batch=size.batch, seed=seed, compiled=compiled, report=report,
+            checkpoint=work / "painter.checkpoint",
         )  # fmt: skip
         save_file(painter.state_dict(), work / "painter.safetensors")
     painter = Painter(tokenizer)

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from .training import batches, train
+from .training import batch_at, generator_at, train
 
 LATENT_CHANNELS = 16
 NOISE = 0.06  # standard deviation of the noise the decoder is taught to ignore, in latent units
@@ -82,13 +82,13 @@ def _loss_on_squares(
     It is squared and absolute error, the error of the edges, and a pull of the latents towards
     zero, which with the noise plays the part of the KL term: each latent is as loud as it is worth.
     """
-    generator = torch.Generator().manual_seed(seed)
-    picks = batches(len(images), batch, generator)
     core = _WithLoss(vae)
 
     def loss_of(_: object, step: int) -> Tensor:
+        generator = generator_at(seed, step, 1)
+        chosen = batch_at(len(images), batch, seed, step)
         top, left = torch.randint(0, images.shape[1] - size + 1, (2,), generator=generator).tolist()
-        x = to_tensor(images[next(picks)][:, top : top + size, left : left + size])
+        x = to_tensor(images[chosen][:, top : top + size, left : left + size])
         if step % 2:
             x = x.flip(-1)
         noise = torch.randn(batch, LATENT_CHANNELS, size // 8, size // 8, generator=generator)

@@ -17,7 +17,7 @@ from transformers import (
 
 from . import scenes
 from .autoencoder import latents_of, pictures_of
-from .training import batches, train
+from .training import batch_at, train
 
 MEAN, STD = 0.5, 0.5
 
@@ -75,14 +75,12 @@ def train_segmenter(
     torch.manual_seed(seed)
     half = len(images) // 2
     images = torch.cat([images[:half], worn(vae, images[half:], device, seed)])
-    generator = torch.Generator().manual_seed(seed)
-    picks = batches(len(images), batch, generator)
     model = new_segmenter().to(device).train()
 
     def loss_of(model: SegformerForSemanticSegmentation, step: int) -> Tensor:
-        chosen = next(picks)
+        chosen = batch_at(len(images), batch, seed, step)
         x, y = images[chosen], labels[chosen].long().to(device)
-        if torch.rand((), generator=generator) < 0.5:
+        if step % 2:
             x, y = x.flip(2), y.flip(2)
         with torch.autocast(device.type, torch.bfloat16):
             logits = logits_of(model, x)
