@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from assets.world import __main__ as world
-from assets.world import measure, scenes, text
+from assets.world import measure, scenes, text, training
 from assets.world.segmenter import dice_loss
 from pxpo import ColorReward, Noise, Segmenter, finish, load_model, rollout, settings_for
 from pxpo.models import TINY_WORLD
@@ -122,3 +122,39 @@ def test_dice_loss_counts_every_class_there_alike():
     assert dice_loss(right, truth).item() == pytest.approx(0, abs=1e-6)
     missed = 50 * torch.nn.functional.one_hot(truth * 0, 4).permute(0, 3, 1, 2).float()
     assert dice_loss(missed, truth).item() == pytest.approx(1 - 0.5 * 14 / 15)
+
+
+@pytest.mark.parametrize("stop_at", [None, 1, 5])
+def test_a_training_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(training, "BETWEEN_CHECKPOINTS", -1)
+    data = torch.randn(7, 3, generator=training.generator_at(1))
+
+    def run(stop: int | None) -> torch.nn.Module:
+        torch.manual_seed(0)
+
+        def loss_of(model, step):
+            if step == stop:
+                raise KeyboardInterrupt
+            return model(data[training.batch_at(7, 2, 3, step)]).square().mean()
+
+        return training.train(
+            "toy", torch.nn.Linear(3, 3), loss_of, steps=8, learning_rate=0.1,
+            checkpoint=tmp_path / "toy.safetensors", report=lambda _: None,
+        )  # fmt: skip
+
+    straight = run(None)
+    if stop_at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            run(stop_at)
+    again = run(None)
+    assert all(
+        torch.equal(a, b) for a, b in zip(straight.parameters(), again.parameters(), strict=True)
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_pass_takes_each_scene_once():
+    seen = torch.cat([training.batch_at(12, 4, 0, step) for step in range(6)])
+    assert torch.equal(seen[:12].sort().values, torch.arange(12))
+    assert torch.equal(seen[12:].sort().values, torch.arange(12))
+    assert not torch.equal(seen[:12], seen[12:])

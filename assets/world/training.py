@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
+BETWEEN_CHECKPOINTS = 240  # seconds
+
 
 def cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.02) -> float:
     """Share of the peak learning rate at `step`: a linear rise, then half a cosine to `floor`."""
@@ -80,7 +82,7 @@ def train(
                 f"{minutes:.1f} min, {left:.1f} min to go"
             )
             shown, recent = time.time(), []
-        if checkpoint and time.time() - kept > 240:
+        if checkpoint and time.time() - kept > BETWEEN_CHECKPOINTS:
             _save(checkpoint, model, average, optimizer, step + 1)
             kept = time.time()
     if checkpoint:
