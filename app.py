@@ -319,7 +319,7 @@ class Page:
                 self.tabs = {"paint": paint_tab, "color": color_tab, "segment": segment_tab}
         self.history = gr.Gallery(
             label="Steps: click one to go back to it, weights and all", columns=10,
-            fit_columns=False, height="auto", interactive=False, allow_preview=False,
+            fit_columns=False, height=170, interactive=False, allow_preview=False,
             object_fit="contain", elem_id="history", format="png", buttons=[],
         )  # fmt: skip
         with gr.Row():
