@@ -60,6 +60,7 @@ CSS = """
 #title h1 {margin-bottom: 0}
 #hand label {font-weight: 600}
 #history .thumbnail-item {aspect-ratio: 1}
+@media (max-width: 640px) {#ed {height: 420px !important}}
 footer {display: none !important}
 """
 
@@ -140,8 +141,14 @@ class Page:
         return {"background": large(run.picture), "layers": [paint] if paint else [],
                 "composite": None}  # fmt: skip
 
-    def heat_map(self, run: Run, wish: Wish) -> Image.Image:
-        return self.studio.heat(run, wish).resize((CANVAS, CANVAS))
+    def heat_map(self, run_id: str, wish: Wish) -> dict[str, Any]:
+        """The reward on the picture to judge; hidden where there is none yet."""
+        heat = None
+        with contextlib.suppress(PxpoError):  # Step says what is missing
+            run = self.studio.run(run_id)
+            if wish.kind != "paint" or run.paint is not None:
+                heat = self.studio.heat(run, wish).resize((CANVAS, CANVAS))
+        return gr.update(value=heat, visible=heat is not None)
 
     # What its events do.
 
@@ -196,7 +203,6 @@ class Page:
             work = self.studio.step(run_id, wish, paint, **changes)
             run = yield from self.progress(work, head, before)
             yield self.view(run, self.told(run, paint, time.monotonic() - began))
-        yield {"heat": self.heat_map(run, wish)}
 
     def told(self, run: Run, paint: Image.Image | None, seconds: float) -> str:
         """A step in one line."""
@@ -244,6 +250,16 @@ class Page:
         else:
             yield from self.start(*EXAMPLES[0], None, None, None)
 
+    def offer(self) -> str:
+        """What else could run, and what it costs, said where only Tiny World runs."""
+        if self.studio.model.device.type == "cuda":
+            return ""
+        return (
+            f"\n\nThis machine has no GPU. `python app.py --model {STABLE_DIFFUSION}` runs Stable "
+            "Diffusion here all the same, after a download of 5 GB, at minutes a picture; a copy "
+            "of this Space on an A10G takes seconds, and is billed by the hour."
+        )
+
     # How it is laid out.
 
     def build(self) -> gr.Blocks:
@@ -257,12 +273,12 @@ class Page:
 
     def layout(self) -> None:
         prompt, seed = EXAMPLES[0]
-        canvas = compared = None
+        self.example, compared = None, None
         if self.has_example:
             before, paint, after = (
                 str(OPENING / f"{name}.png") for name in ("before", "paint", "after")
             )
-            canvas = {"background": before, "layers": [paint], "composite": None}
+            self.example = {"background": before, "layers": [paint], "composite": None}
             compared = before, after
         self.run = gr.BrowserState("", storage_key="pxpo-run", secret="pxpo-studio")
         self.source, self.paint = gr.State("paint"), gr.State()
@@ -273,12 +289,14 @@ class Page:
         )
         with gr.Row():
             with gr.Column(scale=11, min_width=320):
-                self.hand = gr.Radio([PLUS, MINUS], value=PLUS, label="Brush", elem_id="hand")
+                self.hand = gr.Radio(
+                    [PLUS, MINUS], value=PLUS, label="Paint on the picture", elem_id="hand"
+                )
                 self.editor = gr.ImageEditor(
-                    canvas,
                     type="pil", sources=(), transforms=(), layers=False, format="png",
                     canvas_size=(CANVAS, CANVAS), fixed_canvas=True, brush=brush(PLUS),
-                    eraser=gr.Eraser(24), label="The picture to judge", elem_id="ed", height=600,
+                    eraser=gr.Eraser(24), label="The picture to judge", show_label=False,
+                    elem_id="ed", height=600,
                 )  # fmt: skip
             with gr.Column(scale=9, min_width=320):
                 self.slider = gr.ImageSlider(
@@ -297,9 +315,9 @@ class Page:
                         container=False, show_label=False, min_width=60, elem_id="count",
                     )  # fmt: skip
                 with gr.Row():
-                    self.stop = gr.Button("Stop", variant="stop", elem_id="stop")
-                    self.step_back = gr.Button("Back", elem_id="back")
-                    self.reset = gr.Button("Reset", elem_id="reset")
+                    self.stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop")
+                    self.step_back = gr.Button("Back", min_width=80, elem_id="back")
+                    self.reset = gr.Button("Reset", min_width=80, elem_id="reset")
                 with gr.Tabs():
                     with gr.Tab("Paint") as paint_tab:
                         gr.Markdown("The reward is what you paint on the picture.")
@@ -320,13 +338,13 @@ class Page:
         self.history = gr.Gallery(
             label="Steps: click one to go back to it, weights and all", columns=10,
             fit_columns=False, height=170, interactive=False, allow_preview=False,
-            object_fit="contain", elem_id="history", format="png", buttons=[],
+            object_fit="contain", elem_id="history", format="png", buttons=[], visible=False,
         )  # fmt: skip
         with gr.Row():
-            self.curve = gr.Plot(show_label=False, elem_id="curve")
+            self.curve = gr.Plot(show_label=False, elem_id="curve", visible=False)
             self.heat = gr.Image(
                 label="The reward on this picture: green gains, red loses", interactive=False,
-                format="png", elem_id="heat", height=330, buttons=[],
+                format="png", elem_id="heat", height=330, buttons=[], visible=False,
             )  # fmt: skip
         with gr.Accordion("Prompt and settings", open=False):
             with gr.Row():
@@ -349,7 +367,9 @@ class Page:
                     setting("learning_rate", "Learning rate", placeholder="as the tab's default"),
                     setting("images", "Samples per step", placeholder="as the tab's default"),
                 ]
-            gr.Markdown("Steps, guidance and rank count from the next new picture on.")
+            gr.Markdown(
+                f"Steps, guidance and rank count from the next new picture on.{self.offer()}"
+            )
         self.examples = gr.Examples(
             [list(one) for one in EXAMPLES],
             [self.prompt, self.seed],
@@ -384,12 +404,19 @@ class Page:
 
     def wire(self, page: gr.Blocks) -> None:
         parts = {name: getattr(self, name) for name in
-                 ("run", "slider", "history", "curve", "heat", "status")}  # fmt: skip
+                 ("run", "slider", "history", "curve", "status")}  # fmt: skip
         lane: dict[str, Any] = {
             "outputs": list(parts.values()), "show_progress_on": self.status,
             "concurrency_id": "gpu", "concurrency_limit": 1, "api_visibility": "private",
         }  # fmt: skip
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+        def on_parts(update: dict[str, Any]) -> dict[Any, Any]:
+            late = ("history", "curve")  # not shown before there is something in them
+            return {
+                parts[name]: gr.update(value=value, visible=True) if name in late else value
+                for name, value in update.items()
+            }
 
         def on_page(work: Callable[..., Iterator[dict[str, Any]]]) -> Callable[..., Iterator[Any]]:
             """As an event: updates by component; the canvas follows once the work has ended."""
@@ -397,9 +424,14 @@ class Page:
             def event(*values: Any) -> Iterator[dict[Any, Any]]:
                 with spoken():
                     for update in work(*values):
-                        yield {parts[name]: value for name, value in update.items()}
+                        yield on_parts(update)
 
             return event
+
+        wish = [self.source, self.color, self.color_want, self.labels, self.labels_want]
+
+        def heat(run: str, *values: Any) -> dict[str, Any]:
+            return self.heat_map(run, wished(*values))
 
         def with_canvas(event: Any, keep: bool) -> None:
             """Then bring the next picture, under the paint on the canvas or that of the last step.
@@ -411,14 +443,15 @@ class Page:
                 return paint_of(value) if keep else None, None if run else gr.skip()
 
             def fill(run: str, paint: Image.Image | None) -> Any:
-                return self.canvas(self.studio.run(run), paint, keep) if run else gr.skip()
+                if run:
+                    return self.canvas(self.studio.run(run), paint, keep)
+                return gr.skip() if keep else self.example
 
             event.success(empty, [self.run, self.editor], [self.paint, self.editor], **quick).then(
                 fill, [self.run, self.paint], self.editor, **quick
-            )
+            ).then(heat, [self.run, *wish], self.heat, **quick)
 
         fresh = [self.prompt, self.seed, *self.sampling]
-        wish = [self.source, self.color, self.color_want, self.labels, self.labels_want]
         inputs = [self.count, self.run, *wish, self.editor, *self.learning]
 
         def steps(count: float | None, run: str, *values: Any) -> Iterator[dict[str, Any]]:
@@ -449,7 +482,7 @@ class Page:
         rewound = self.history.select(chosen, self.run, **lane)
         taken = self.upload.upload(on_page(self.admitted), [self.upload, *fresh], **lane)
         stopped = self.stop.click(
-            lambda run: {parts[k]: v for k, v in self.stopped(run).items()}, self.run,
+            lambda run: on_parts(self.stopped(run)), self.run,
             list(parts.values()), queue=False, **quick,
             cancels=[opened, begun, shown, once, many, undone, rewound, taken],
         )  # fmt: skip
@@ -460,12 +493,6 @@ class Page:
         self.hand.change(
             lambda hand: gr.ImageEditor(brush=brush(hand)), self.hand, self.editor, **quick
         )
-
-        def heat(run: str, *values: Any) -> Image.Image | None:
-            try:
-                return self.heat_map(self.studio.run(run), wished(*values)) if run else None
-            except PxpoError:
-                return None  # said when Step is pressed
 
         for name, tab in self.tabs.items():
             tab.select(lambda name=name: name, None, self.source, **quick).then(
@@ -725,10 +752,13 @@ def main() -> None:
     )
 
 
-def launch(page: Page, **options: Any) -> gr.Blocks:
-    """Serve the page; `options` are those of Gradio's launch."""
+def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
+    """Serve the page; `options` are those of Gradio's launch.
+
+    waiting: how many may stand in the queue; whoever comes then is told to try again
+    """
     blocks = page.build()
-    blocks.queue(max_size=32).launch(
+    blocks.queue(max_size=waiting).launch(
         theme=gr.themes.Soft(),
         css=CSS,
         run_history=False,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +133,52 @@ def test_four_people_at_once_learn_as_if_alone(address):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one if name != "report")
         assert one["report"] == other["report"]
+
+
+@pytest.mark.slow
+def test_four_people_for_two_minutes_take_no_more_memory(address):
+    end, sizes = time.monotonic() + 120, []
+
+    def person(seed: int) -> list[dict]:
+        runs = []
+        while time.monotonic() < end:
+            runs.append(learn_for_a_while(address, seed, 4))
+            sizes.append((time.monotonic(), resident()))
+        return runs
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(person, [0, 1, 2, 3]))
+    for seed, runs in enumerate(together):
+        alone = learn_for_a_while(address, seed, 4)
+        for run in runs:
+            assert run["report"] == alone["report"]
+            assert all(torch.equal(run[name], alone[name]) for name in run if name != "report")
+    halfway = [size for at, size in sizes if at < end - 60]
+    assert sizes[-1][1] < max(halfway) * 1.05
+
+
+def resident() -> int:
+    """Pages of memory that this process, the app's server, holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+
+def test_whoever_finds_the_queue_full_is_told_so(model_folder, segmenter, tmp_path):
+    import app
+
+    studio = app.Studio(app.load_model(model_folder, device="cpu"), segmenter, tmp_path)
+    blocks = app.launch(app.Page(studio), waiting=2, prevent_thread_lock=True, quiet=True)
+    try:
+        client = gradio_client.Client(blocks.local_url, verbose=False)
+        run = client.predict("a lake", seed=0, steps=3, rank=2, api_name="/generate")[0]
+        jobs = [client.submit(run, count=30, reward="color", images=2, api_name="/run")]
+        while not jobs[0].outputs():
+            pass  # it is being worked on, and the queue is empty
+        jobs += [client.submit(run, reward="color", images=2, api_name="/step") for _ in range(4)]
+        refused = [job for job in jobs[1:] if "full" in str(job.exception(LIMIT) or "")]
+        assert len(refused) == 2
+        jobs[0].cancel()
+    finally:
+        blocks.close()
 
 
 def test_an_mcp_client_lists_and_calls_the_tools(address, run):

@@ -150,7 +150,7 @@ def test_a_visitor_presses_step_and_sees_the_model_change(page):
 
 
 def test_painting_with_the_mouse_in_both_colours(page, tmp_path):
-    press(page, "fresh", "Paint what you want")
+    press(page, "reset", "Paint what you want")
     settle(page)
     before = download(page, "save-lora", tmp_path / "before").read_bytes()
     stroke(page, 0.2, 0.8, 0.8, 0.8)
@@ -165,7 +165,7 @@ def test_painting_with_the_mouse_in_both_colours(page, tmp_path):
 def test_painting_with_a_finger_on_a_phone(visit):
     page = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    press(page, "fresh", "Paint what you want")
+    press(page, "reset", "Paint what you want")
     settle(page)
     touch(page, 0.25, 0.6, 0.75, 0.6)
     press(page, "step", "Step 1 ·")
@@ -174,8 +174,17 @@ def test_painting_with_a_finger_on_a_phone(visit):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_another_prompt_begins_another_run(page):
+    page.get_by_role("button", name="Prompt and settings").click()
+    prompt = page.locator("#prompt input")
+    prompt.fill("red taxi in traffic with a zeppelin")
+    prompt.press("Enter")
+    press(page, "fresh", "never learnt the word zeppelin")
+    assert page.locator("#history img").count() == 1
+
+
 def test_without_paint_step_is_refused_on_the_editor(page):
-    press(page, "fresh", "Paint what you want")
+    press(page, "reset", "Paint what you want")
     settle(page)
     page.locator("#step").click()
     page.locator("#ed").get_by_text("Paint + or −").wait_for(timeout=PATIENCE)
