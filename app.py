@@ -47,10 +47,10 @@ GREEN, RED = ("#00FF00", 0.6), ("#FF0000", 0.6)
 CANVAS = 512
 BETWEEN_PREVIEWS = 0.4  # seconds
 EXAMPLES = [
-    ("nature landscape", 3),
-    ("nature landscape with a lake and trees at sunset", 1),
-    ("red taxi in traffic", 2),
-    ("portrait of a man on the beach", 5),
+    ("nature landscape", 12),
+    ("nature landscape with a lake and trees at sunset", 3),
+    ("red taxi in traffic", 1),
+    ("portrait of a man on the beach", 7),
 ]
 STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4"
 OPENING = Path(__file__).resolve().parent / "assets" / "opening"
@@ -305,7 +305,7 @@ class Page:
                     format="png", height=400, buttons=[],
                 )  # fmt: skip
                 self.status = gr.Textbox(
-                    label="Status", interactive=False, elem_id="status", lines=1, max_lines=2
+                    label="Status", interactive=False, elem_id="status", lines=1, max_lines=3
                 )
                 with gr.Row():
                     self.step_once = gr.Button("Step", variant="primary", elem_id="step")

@@ -75,7 +75,7 @@ class Sampling(_Validated):
     """How an image is sampled."""
 
     steps: int = _setting(20, "DDIM steps per image", low=1, high=1000)
-    guidance_scale: float = _setting(2.0, "classifier-free guidance; 1 is none", low=1.0, high=30.0)
+    guidance_scale: float = _setting(3.0, "classifier-free guidance; 1 is none", low=1.0, high=30.0)
     eta: float = _setting(
         1.0, "noise added back at each step; 1 as DDPM, as in DDPO", above=0.0, high=1.0
     )
@@ -167,9 +167,10 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "prompt": "nature landscape",
         "images": 1,
         "epochs": 15,
-        "noise": "start",
+        "noise": "whole",
         "baseline": "area",
-        "learning_rate": 1.5e-3,
+        "learning_rate": 3e-3,
+        "hold": 1.0,
     },
 }
 """What each of the paper's three experiments changes of the defaults above."""
@@ -177,7 +178,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
 PAPER: Mapping[str, Mapping[str, Any]] = {
     "color": {"baseline": "global", "step_weights": "paper", "hold": 0.0},
     "segment": {"baseline": "global", "step_weights": "paper", "hold": 0.0},
-    "paint": {"baseline": "none", "step_weights": "paper", "hold": 0.0},
+    "paint": {"noise": "fresh", "baseline": "none", "step_weights": "paper", "hold": 0.0},
 }
 """The paper's exact recipe, Eq. 6 unchanged, on top of the experiment."""
 

@@ -14,7 +14,8 @@ Departures from the paper, all of them settings:
   log-probability is the sum over its channels (the paper does not say).
 - `baseline="location"` and `"area"` replace the paper's standardisation (`"global"`).
 - `step_weights="flat"` replaces |c / sigma|, which makes the last, detail-making steps the loudest,
-  by 1.
+  by 1, or by 1 / |d eps / d v| for a network that predicts v: in what the network predicts, each
+  step is as loud as any other.
 - `hold` adds a per-pixel KL divergence to the base model where the map says nothing.
 - `unconditional="detached"` and `timesteps` < 1 trade exactness for speed.
 
@@ -105,6 +106,8 @@ def accumulate_gradient(
     ratio = schedule.c / schedule.sigma  # -inf where sigma is 0: never chosen
     if learning.step_weights == "flat":
         ratio = ratio.sign()
+        if model.prediction_type == "v_prediction":
+            ratio = ratio / schedule.alpha.sqrt()  # eps = sqrt(alpha) v + sqrt(1 - alpha) x_t
     # With the unconditional half detached, guidance is a mere factor on the conditional one.
     detached = learning.unconditional == "detached"
     guidance = 1.0 if detached else trajectory.guidance_scale

@@ -51,7 +51,10 @@ class StandIn:
     device = torch.device("cpu")
     fold = DiffusionModel.fold
 
-    def __init__(self, parameters: dict[str, torch.Tensor]) -> None:
+    def __init__(
+        self, parameters: dict[str, torch.Tensor], prediction_type: str = "epsilon"
+    ) -> None:
+        self.prediction_type = prediction_type
         self.parameters = {name: Parameter(value) for name, value in parameters.items()}
         self.unet, self.lora, self._largest = self, 1.0, {"learn": 5}
 
@@ -67,9 +70,9 @@ class SmallModel(StandIn):
 
     def __init__(self, prediction_type: str, alphas: torch.Tensor) -> None:
         shapes = {"pixel": (C, C), "image": (C, C), "text": (WIDTH, C), "time": (1, C)}
-        super().__init__({name: double(*shapes[name], seed=1) for name in shapes})
+        super().__init__({name: double(*shapes[name], seed=1) for name in shapes}, prediction_type)
         self.base = {name: double(*shapes[name], seed=2) for name in shapes}
-        self.prediction_type, self.alphas = prediction_type, alphas.double()
+        self.alphas = alphas.double()
 
     def network(self, x_t, t, cond):
         w = {name: self.base[name] + self.lora * self.parameters[name] for name in self.base}
@@ -281,6 +284,10 @@ def test_in_the_paper_late_steps_are_loudest_and_flat_makes_them_alike():
     }  # fmt: skip
     assert loudness["paper"].argmax() == 48
     torch.testing.assert_close(loudness["flat"], loudness["flat"][:1].expand(50))
+    model.prediction_type = "v_prediction"  # d J / d v = d J / d eps * sqrt(alpha)
+    of_eps = (closed_form(model, trajectory, ones, FLAT)["eps"] / trajectory.noise).abs()
+    of_v = of_eps.amax((1, 2, 3, 4)) * trajectory.schedule.alpha.sqrt()
+    torch.testing.assert_close(of_v, loudness["flat"])
 
 
 @pytest.mark.parametrize("learning", [PAPER, FLAT], ids=["paper", "flat"])

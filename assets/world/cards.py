@@ -27,7 +27,7 @@ cores, through the very classes that run Stable Diffusion v1.4.
 from diffusers import StableDiffusionPipeline
 
 pipeline = StableDiffusionPipeline.from_pretrained("assets/tiny_world")
-pipeline("nature landscape with a large lake", num_inference_steps=20, guidance_scale=2).images[0]
+pipeline("nature landscape with a large lake", num_inference_steps=20, guidance_scale=3).images[0]
 ```
 
 | part | class | size |
@@ -35,13 +35,13 @@ pipeline("nature landscape with a large lake", num_inference_steps=20, guidance_
 | autoencoder | `AutoencoderKL`, 16×16×16 latents | {vae:.2f} M parameters |
 | UNet | `UNet2DConditionModel`, cross-attention at every scale | {unet:.2f} M, as float16 |
 | text | `CLIPTextModel` and `CLIPTokenizer`, {words} words | {text:.2f} M |
-| scheduler | `DDIMScheduler` with Stable Diffusion v1.4's configuration | |
+| scheduler | `DDIMScheduler`: Stable Diffusion v1.4's noise schedule, v-prediction | |
 
 **Made** by `python -m assets.world` from scenes that its own code draws; no picture or weight of
 anybody else's is in it.
 
 **Measured** on scenes and seeds that no training saw: the autoencoder reconstructs at
-{psnr:.1f} dB PSNR; {named:.1%} of 300 pictures (20 steps, guidance 2, η = 1) hold, by its own
+{psnr:.1f} dB PSNR; {named:.1%} of 300 pictures (20 steps, guidance 3, η = 1) hold, by its own
 segmenter, what their prompt names.
 
 **Limits**: it knows {words} words and three kinds of scenes, and nothing of the real world.

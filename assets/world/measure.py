@@ -16,7 +16,7 @@ from .autoencoder import latents_of, pictures_of, psnr
 from .segmenter import classes_of, mean_iou
 
 UNSEEN = 999  # the seed of the scenes to measure on
-STEPS, GUIDANCE = 20, 2.0
+STEPS, GUIDANCE = 20, 3.0
 
 # What a picture must hold for its prompt's sake: each label covers at least this share of it.
 NAMED = {

@@ -16,12 +16,16 @@ from pxpo.plots import to_picture
 from pxpo.studio import Studio, Wish
 
 FOLDER = Path(__file__).resolve().parents[1] / "opening"
-PROMPT, SEED = "nature landscape", 3
-STEPS = 8
+PROMPT, SEED = "nature landscape", 12
+STEPS = 6
 SIDE, WIDTH = 512, 40  # pixels of the canvas, and of the brush
 STROKES = {
-    (0, 255, 0, 153): [((150, 360), (400, 360))],
-    (255, 0, 0, 153): [((60, 300), (60, 420))],
+    (0, 255, 0, 153): [((90, 400), (320, 400))],  # on the lake
+    (255, 0, 0, 153): [  # on three trees
+        ((235, 190), (235, 310)),
+        ((368, 180), (368, 315)),
+        ((420, 400), (420, 430)),
+    ],
 }
 
 
