@@ -169,6 +169,8 @@ def explicit_loss(model, trajectory, credit, learning, silence=None, chosen=None
     for index in chosen:
         at, x_t = trajectory.schedule[index], trajectory.latents[index]
         loudness = 1.0 if learning.step_weights == "paper" else (at.sigma / at.c).abs()
+        if learning.step_weights == "flat" and model.prediction_type == "v_prediction":
+            loudness = loudness / at.alpha**0.5
         mean = step_mean(x_t, predicted(model, trajectory, index, learning), at)
         log_prob = pixel_log_prob(trajectory.latents[index + 1], mean, at.sigma)
         losses.append((-loudness * credit * log_prob).mean())
