@@ -69,6 +69,7 @@ def test_no_file_is_too_large_for_a_space_and_none_is_a_pickle():
     assert all(path.stat().st_size < 10_000_000 for path in files)
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
     assert sum(path.stat().st_size for path in files) < 45_000_000
+    assert not [p for p in files if p.suffix == ".json" and '_path": "/' in p.read_text()]
     assert (TINY_WORLD / "README.md").exists() and (TINY_SEGMENTER / "README.md").exists()
 
 

@@ -129,6 +129,7 @@ def save_painter(
 
     The large parts go in half precision and in shards: a Space refuses files of over 10 MB.
     """
+    vae.register_to_config(_name_or_path="")  # where it was kept meanwhile is nobody's business
     pipeline = StableDiffusionPipeline(
         vae.cpu().half(), painter.text, tokenizer, painter.unet.half(), new_scheduler(), None, None,
         requires_safety_checker=False,
