@@ -50,7 +50,7 @@ learning (PXPO, [arXiv 2404.04356](https://arxiv.org/abs/2404.04356)) on the pro
 {code}
 ```
 
-This is `after.png`, bit for bit on the machine that made it.{where}
+This is `after.png`, on the machine that made it bit for bit if the UNet ran in float32.{where}
 
 ## Settings
 

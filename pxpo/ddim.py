@@ -98,15 +98,27 @@ def expected_image(x_t: Tensor, eps: Tensor, at: Schedule) -> Tensor:
     return (x_t - (1 - at.alpha) ** 0.5 * eps) / at.alpha**0.5
 
 
-def step_mean(x_t: Tensor, eps: Tensor, at: Schedule) -> Tensor:
-    """The mean (B, C, h, w) of x_prev given x_t at one step."""
+def noise_and_image(
+    output: Tensor, x_t: Tensor, at: Schedule, prediction_type: str
+) -> tuple[Tensor, Tensor]:
+    """eps and x_0, each (B, C, h, w), that a network's output amounts to at one step."""
+    if prediction_type == "v_prediction":
+        # Directly: by way of eps, x_0 would lose digits where alpha is small.
+        x_0 = at.alpha**0.5 * x_t - (1 - at.alpha) ** 0.5 * output
+        return noise_from_velocity(output, x_t, at.alpha), x_0
+    return output, expected_image(x_t, output, at)
+
+
+def step_mean(x_t: Tensor, eps: Tensor, at: Schedule, x_0: Tensor | None = None) -> Tensor:
+    """The mean (B, C, h, w) of x_prev given x_t at one step; x_0 is that of eps if not given."""
+    x_0 = expected_image(x_t, eps, at) if x_0 is None else x_0
     direction = (1 - at.alpha_prev - at.sigma**2) ** 0.5 * eps
-    return at.alpha_prev**0.5 * expected_image(x_t, eps, at) + direction
+    return at.alpha_prev**0.5 * x_0 + direction
 
 
-def step(x_t: Tensor, eps: Tensor, z: Tensor, at: Schedule) -> Tensor:
+def step(x_t: Tensor, eps: Tensor, z: Tensor, at: Schedule, x_0: Tensor | None = None) -> Tensor:
     """One denoising step: x_prev (B, C, h, w), drawn with the noise `z`."""
-    return step_mean(x_t, eps, at) + at.sigma * z
+    return step_mean(x_t, eps, at, x_0) + at.sigma * z
 
 
 def pixel_log_prob(x_prev: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:

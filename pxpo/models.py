@@ -140,7 +140,24 @@ class DiffusionModel:
         uncond: Tensor | None = None,
         guidance_scale: float = 1.0,
     ) -> Tensor:
-        """eps (B, C, h, w) float32, with classifier-free guidance: the one call of the UNet.
+        """eps (B, C, h, w) float32; arguments as in `predict`."""
+        output = self.predict(x_t, t, cond, uncond, guidance_scale)
+        if self.prediction_type == "v_prediction":
+            alpha = self.alphas[t.cpu()].view(-1, 1, 1, 1).to(self.device)
+            return noise_from_velocity(output, x_t.to(self.device), alpha)
+        return output
+
+    def predict(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Tensor,
+        uncond: Tensor | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Tensor:
+        """What the network predicts (B, C, h, w) float32, guided: the one call of the UNet.
+
+        Noise or velocity, as `prediction_type` says; with classifier-free guidance.
 
         x_t: (B, C, h, w). t: (B,) training times. cond: (B, L, D). uncond: (1, L, D), needed
         unless guidance_scale is 1. Gradients flow through both halves.
@@ -158,8 +175,6 @@ class DiffusionModel:
         if guided:
             without, with_prompt = output.chunk(2)
             output = without + guidance_scale * (with_prompt - without)
-        if self.prediction_type == "v_prediction":
-            output = noise_from_velocity(output, x_t, self.alphas.to(t.device)[t].view(-1, 1, 1, 1))
         return output
 
     @torch.no_grad()

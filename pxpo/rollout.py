@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .config import Sampling
-from .ddim import Schedule, expected_image, make_schedule, step
+from .ddim import Schedule, make_schedule, noise_and_image, step
 from .errors import SettingError
 from .models import DiffusionModel
 
@@ -110,22 +110,22 @@ def rollout(
     cond, uncond = model.encode_prompts(list(prompts)), model.encode_prompts([""])
     drawn = torch.stack([one.draw(model.latent_shape, steps) for one in noise], dim=1)
     x, z = drawn[0], drawn[1:]  # (B, C, h, w), (T, B, C, h, w)
-    eps = torch.empty_like(x)
+    output = torch.empty_like(x)
     latents = [x]
     for index in range(steps):
         at = schedule[index]
 
         def predict(part: slice, x: Tensor = x, t: Tensor = at.t) -> None:
-            eps[part] = model.predict_noise(
+            output[part] = model.predict(
                 x[part], t.expand(len(x[part])), cond[part], uncond, sampling.guidance_scale
             ).cpu()
 
         for _ in model.fold("sample", count, predict):
             pass
-        preview = expected_image(x, eps, at)
-        x = step(x, eps, z[index], at)
+        eps, x_0 = noise_and_image(output, x, at, model.prediction_type)
+        x = step(x, eps, z[index], at, x_0)
         latents.append(x)
-        yield Progress(phase, index + 1, steps, preview)
+        yield Progress(phase, index + 1, steps, x_0)
     return Trajectory(
         torch.stack(latents), z, schedule, cond.cpu(), uncond.cpu(), sampling.guidance_scale,
         model.decode(x),

@@ -37,6 +37,9 @@ from .update import update
 FORMAT = 1
 """Version of the files that `save` writes."""
 
+SHOWING = "showing"
+"""The phase in which the shown image of the run's own seed is made."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -177,10 +180,14 @@ def shown_noise(settings: Settings) -> list[Noise]:
 
 
 def _show(model: DiffusionModel, settings: Settings) -> Generator[Progress, None, Tensor]:
-    noise = shown_noise(settings)
-    prompts = [settings.prompt] * len(noise)
-    trajectory = yield from rollout(model, prompts, noise, settings, phase="showing")
-    return (trajectory.images * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+    """This seed's image is made alone, as a stock pipeline makes it: batches round differently."""
+    own, *others = shown_noise(settings)
+    made = []
+    for phase, noise in ((SHOWING, [own]), ("held-out seeds", others)):
+        if noise:
+            prompts = [settings.prompt] * len(noise)
+            made.append((yield from rollout(model, prompts, noise, settings, phase)).images)
+    return (torch.cat(made) * 255).round().byte().permute(0, 2, 3, 1).contiguous()
 
 
 def _optimizer(

@@ -85,7 +85,7 @@ def test_a_stock_pipeline_paints_what_we_paint():
         output_type="pt",
     ).images  # fmt: skip
     ours = finish(rollout(load_model(device="cpu"), [settings.prompt], [Noise(1)], settings)).images
-    torch.testing.assert_close(stock, ours, rtol=0, atol=0.05 / 255)  # v to eps costs a rounding
+    assert torch.equal(stock, ours)
 
 
 @made
