@@ -39,6 +39,7 @@ from pxpo.errors import ModelError
 from pxpo.models import TINY_WORLD
 from pxpo.plots import to_picture
 from pxpo.rewards.segmentation import CLOTHES
+from pxpo.session import SHOWING
 from pxpo.studio import MOST_STEPS, Run, Studio, Wish
 
 PLUS, MINUS = "+ more (green)", "− less (red)"
@@ -60,6 +61,13 @@ CSS = """
 #title h1 {margin-bottom: 0}
 #hand label {font-weight: 600}
 #history .thumbnail-item {aspect-ratio: 1}
+#history .grid-wrap {padding-top: 2.6rem}
+#fresh {align-self: end}
+#slider {max-width: 400px; margin: 0 auto}
+#tabs button {padding-inline: 0.5rem}
+.gradio-container {max-width: 1280px !important; margin: 0 auto !important}
+:root {--color-accent: var(--primary-600)}
+.dark {--color-accent: var(--primary-400)}
 @media (max-width: 640px) {#ed {height: 420px !important}}
 footer {display: none !important}
 """
@@ -92,12 +100,12 @@ def brush(hand: str) -> gr.Brush:
     )  # fmt: skip
 
 
-def setting(name: str, label: str, value: Any = None, **more: Any) -> gr.Number:
+def setting(name: str, label: str, value: Any = None, note: str = "") -> gr.Number:
     """A number field with config.py's help; its limits are checked, and told best, there."""
     entry = next(entry for entry in fields(Settings) if entry.name == name)
     whole = isinstance(entry.default, int)
     return gr.Number(
-        value, label=label, info=entry.metadata["help"], precision=0 if whole else None, **more
+        value, label=label, info=entry.metadata["help"] + note, precision=0 if whole else None
     )
 
 
@@ -161,7 +169,7 @@ class Page:
             except StopIteration as end:
                 return end.value
             update: dict[str, Any] = {"status": f"{head}: {at.phase} {at.done}/{at.total}"}
-            if before and at.latents is not None and time.monotonic() > shown_at + BETWEEN_PREVIEWS:
+            if before and at.phase == SHOWING and time.monotonic() > shown_at + BETWEEN_PREVIEWS:
                 preview = self.studio.model.decode(at.latents[:1])[0]
                 update["slider"] = (before, large(preview))
                 shown_at = time.monotonic()
@@ -185,15 +193,15 @@ class Page:
 
     def learn(
         self, count: int, run_id: str, wish: Wish, editor: dict[str, Any] | None,
-        learning_rate: float | None, images: int | None,
+        learning_rate: float, images: int,
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """`count` steps; a run is begun first where the page still shows the opening example."""
         if not run_id:
             for update in self.start(*EXAMPLES[0], None, None, None):
                 run_id = update.get("run", "")
                 yield {k: v for k, v in update.items() if k in ("status", "run")}
-        changes: dict[str, Any] = {} if learning_rate is None else {"learning_rate": learning_rate}
-        if images is not None and wish.kind != "paint":
+        changes: dict[str, Any] = {"learning_rate": learning_rate} if learning_rate else {}
+        if images and wish.kind != "paint":
             changes["images"] = images
         paint = paint_of(editor) if wish.kind == "paint" else None
         before = large(self.studio.run(run_id).session.history[0].shown[0])
@@ -264,8 +272,9 @@ class Page:
 
     def build(self) -> gr.Blocks:
         with gr.Blocks(
-            title="PXPO Studio", analytics_enabled=False, delete_cache=(3600, 86400)
-        ) as page:
+            title="PXPO Studio", analytics_enabled=False, delete_cache=(3600, 86400),
+            fill_width=True,
+        ) as page:  # fmt: skip
             self.layout()
             self.wire(page)
             api(self.studio)
@@ -302,7 +311,7 @@ class Page:
                 self.slider = gr.ImageSlider(
                     compared,
                     label="Before any step, and now", interactive=False, elem_id="slider",
-                    format="png", height=400, buttons=[],
+                    format="png", buttons=[],
                 )  # fmt: skip
                 self.status = gr.Textbox(
                     label="Status", interactive=False, elem_id="status", lines=1, max_lines=3
@@ -318,7 +327,7 @@ class Page:
                     self.stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop")
                     self.step_back = gr.Button("Back", min_width=80, elem_id="back")
                     self.reset = gr.Button("Reset", min_width=80, elem_id="reset")
-                with gr.Tabs():
+                with gr.Tabs(elem_id="tabs"):
                     with gr.Tab("Paint") as paint_tab:
                         gr.Markdown("The reward is what you paint on the picture.")
                     with gr.Tab("Less of a colour") as color_tab, gr.Row():
@@ -364,8 +373,9 @@ class Page:
                     )
                 ]  # fmt: skip
                 self.learning = [
-                    setting("learning_rate", "Learning rate", placeholder="as the tab's default"),
-                    setting("images", "Samples per step", placeholder="as the tab's default"),
+                    # An empty number field turns into 0 once it is shown.
+                    setting("learning_rate", "Learning rate", 0, "; 0: what suits the tab"),
+                    setting("images", "Samples per step", 0, "; 0: what suits the tab"),
                 ]
             gr.Markdown(
                 f"Steps, guidance and rank count from the next new picture on.{self.offer()}"
@@ -414,7 +424,7 @@ class Page:
         def on_parts(update: dict[str, Any]) -> dict[Any, Any]:
             late = ("history", "curve")  # not shown before there is something in them
             return {
-                parts[name]: gr.update(value=value, visible=True) if name in late else value
+                parts[name]: gr.update(value=value, visible=bool(value)) if name in late else value
                 for name, value in update.items()
             }
 
@@ -752,6 +762,20 @@ def main() -> None:
     )
 
 
+def theme() -> gr.themes.Soft:
+    """Gradio's soft theme with a contrast of 4.5 and more wherever there is text (WCAG AA)."""
+    return gr.themes.Soft().set(
+        block_title_text_color="*primary_700",
+        block_label_text_color="*primary_700",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        checkbox_label_background_fill_selected="*primary_600",
+    )
+
+
 def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
     """Serve the page; `options` are those of Gradio's launch.
 
@@ -759,7 +783,7 @@ def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
     """
     blocks = page.build()
     blocks.queue(max_size=waiting).launch(
-        theme=gr.themes.Soft(),
+        theme=theme(),
         css=CSS,
         run_history=False,
         mcp_server=True,

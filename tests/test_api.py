@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from pxpo.errors import DivergedError, PxpoError
+
 gradio_client = pytest.importorskip("gradio_client")
 
 LIMIT = 60  # seconds
@@ -98,6 +100,26 @@ def test_bad_input_is_answered_with_its_reason(client, run, verb, arguments, wor
     with pytest.raises(Exception, match=words):
         client.predict(**arguments, api_name=f"/{verb}")
     assert client.predict(run, step=0, api_name="/back")[1]["step"] == 0  # nothing is lost
+
+
+@pytest.mark.parametrize(
+    "error",
+    [DivergedError("The gradient's norm is nan; try less"), PxpoError("Out of memory on cpu")],
+)
+def test_a_step_that_fails_is_said_and_the_run_is_as_before(client, run, monkeypatch, error):
+    before = load_file(client.predict(run, api_name="/export")[0])
+
+    def fail(*_, **__):
+        raise error
+        yield
+
+    with monkeypatch.context() as broken:
+        broken.setattr("pxpo.session.update", fail)
+        with pytest.raises(Exception, match=str(error)):
+            client.predict(run, reward="color", images=2, api_name="/step")
+    after = load_file(client.predict(run, api_name="/export")[0])
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert client.predict(run, reward="color", images=2, api_name="/step")[1]["step"] == 1
 
 
 @pytest.mark.parametrize("verb", ["step", "back", "export"])
