@@ -62,13 +62,13 @@ CSS = """
 #hand label {font-weight: 600}
 #history .thumbnail-item {aspect-ratio: 1}
 #history .grid-wrap {padding-top: 2.6rem}
+#history .caption-label {font-size: 0.7rem; padding: 0 0.3rem}
 #fresh {align-self: end}
 #slider {max-width: 400px; margin: 0 auto}
 #tabs button {padding-inline: 0.5rem}
-.gradio-container {max-width: 1280px !important; margin: 0 auto !important}
 :root {--color-accent: var(--primary-600)}
 .dark {--color-accent: var(--primary-400)}
-@media (max-width: 640px) {#ed {height: 420px !important}}
+@media (max-width: 1024px) {#ed {height: 420px !important}}
 footer {display: none !important}
 """
 
@@ -150,12 +150,11 @@ class Page:
                 "composite": None}  # fmt: skip
 
     def heat_map(self, run_id: str, wish: Wish) -> dict[str, Any]:
-        """The reward on the picture to judge; hidden where there is none yet."""
+        """An automatic reward on the picture to judge; hidden where there is none."""
         heat = None
-        with contextlib.suppress(PxpoError):  # Step says what is missing
-            run = self.studio.run(run_id)
-            if wish.kind != "paint" or run.paint is not None:
-                heat = self.studio.heat(run, wish).resize((CANVAS, CANVAS))
+        if wish.kind != "paint":
+            with contextlib.suppress(PxpoError):  # Step says what is missing
+                heat = self.studio.heat(self.studio.run(run_id), wish).resize((CANVAS, CANVAS))
         return gr.update(value=heat, visible=heat is not None)
 
     # What its events do.
@@ -272,9 +271,8 @@ class Page:
 
     def build(self) -> gr.Blocks:
         with gr.Blocks(
-            title="PXPO Studio", analytics_enabled=False, delete_cache=(3600, 86400),
-            fill_width=True,
-        ) as page:  # fmt: skip
+            title="PXPO Studio", analytics_enabled=False, delete_cache=(3600, 86400)
+        ) as page:
             self.layout()
             self.wire(page)
             api(self.studio)
@@ -345,7 +343,7 @@ class Page:
                         self.labels_want = gr.Radio([LESS, MORE], value=LESS, label="Want")
                 self.tabs = {"paint": paint_tab, "color": color_tab, "segment": segment_tab}
         self.history = gr.Gallery(
-            label="Steps: click one to go back to it, weights and all", columns=10,
+            label="Steps: click one to go back to it, weights and all", columns=8,
             fit_columns=False, height=170, interactive=False, allow_preview=False,
             object_fit="contain", elem_id="history", format="png", buttons=[], visible=False,
         )  # fmt: skip
@@ -765,6 +763,7 @@ def main() -> None:
 def theme() -> gr.themes.Soft:
     """Gradio's soft theme with a contrast of 4.5 and more wherever there is text (WCAG AA)."""
     return gr.themes.Soft().set(
+        background_fill_primary="*neutral_50",  # the theme's own, which set() forgets
         block_title_text_color="*primary_700",
         block_label_text_color="*primary_700",
         block_info_text_color="*neutral_600",

@@ -182,9 +182,8 @@ class Studio:
         return SegmentReward(self.segmenter, wish.labels, sign)
 
     def heat(self, run: Run, wish: Wish) -> Image.Image:
-        """What the wish says of the run's picture, laid over it."""
-        reward = run.opinion if wish.kind == "paint" else self.reward(wish)
-        return heat_map(run.picture, reward(run.picture[None])[0])
+        """What an automatic wish says of the run's picture, laid over it."""
+        return heat_map(run.picture, self.reward(wish)(run.picture[None])[0])
 
     def curve(self, run: Run) -> Any:
         """The figure of the last wish's reward by step, None before the first one."""

@@ -1,0 +1,112 @@
+"""How long things take, and how much memory: `python tests/benchmark.py`, a minute or two.
+
+Starts the app as a visitor would find it, on the embedded model, opens it in Chromium, and steps
+through its API. Prints one line a figure: the median, and the least and the most. Not a test:
+machines differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pxpo import Noise, finish, load_model, rollout, settings_for  # noqa: E402
+
+PORT = 7899
+PAINT = ROOT / "assets" / "opening" / "paint.png"
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def line(name: str, values: list[float], unit: str = "s") -> None:
+    middle, least, most = statistics.median(values), min(values), max(values)
+    print(f"{name:<44} {middle:8.2f} {unit}   ({least:.2f} to {most:.2f})", flush=True)
+
+
+def opened(address: str) -> None:
+    """Wait for the server, then for the page in a browser, until its first picture is there."""
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=1).read()
+            break
+        except OSError:
+            time.sleep(0.05)
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        print("no Chromium: the page's own time is left out")
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(address)
+        page.locator("#slider img").first.wait_for()
+        browser.close()
+
+
+def peak_memory(process: subprocess.Popen) -> float:
+    """GiB of the process at its largest (Linux)."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    from gradio_client import Client, handle_file
+
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    model, settings = load_model(), settings_for("paint")
+    images = [
+        seconds(lambda: finish(rollout(model, [settings.prompt], [Noise(seed)], settings)))  # noqa: B023
+        for seed in range(repeats + 1)
+    ]
+    line(f"one image, {settings.steps} DDIM steps", images[1:])
+    with tempfile.TemporaryDirectory() as runs:
+        address = f"http://127.0.0.1:{PORT}"
+        command = [sys.executable, "app.py", "--port", str(PORT), "--runs", runs]
+        starts = []
+        for _ in range(2):  # the second time its files are in the operating system's cache
+            started = time.perf_counter()
+            app = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+            try:
+                opened(address)
+                starts.append(time.perf_counter() - started)
+                if len(starts) == 1:
+                    continue
+                client, paint = Client(address, verbose=False), handle_file(PAINT)
+                run = client.predict(settings.prompt, seed=12, api_name="/generate")[0]
+                steps = [
+                    seconds(lambda: client.predict(run, paint=paint, api_name="/step"))  # noqa: B023
+                    for _ in range(repeats + 1)
+                ]
+                peak = peak_memory(app)
+            finally:
+                app.terminate()
+                app.wait()
+    line("from `python app.py` to the first picture", starts)
+    line("a painted step: update, next picture, curves", steps[1:])
+    line("the app's memory at its peak", [peak], "GiB")
+
+
+if __name__ == "__main__":
+    main()
