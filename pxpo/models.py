@@ -155,9 +155,8 @@ class DiffusionModel:
         uncond: Tensor | None = None,
         guidance_scale: float = 1.0,
     ) -> Tensor:
-        """What the network predicts (B, C, h, w) float32, guided: the one call of the UNet.
-
-        Noise or velocity, as `prediction_type` says; with classifier-free guidance.
+        """The network's output (B, C, h, w) float32, with classifier-free guidance: the one call of
+        the UNet. Noise or velocity, as `prediction_type` says.
 
         x_t: (B, C, h, w). t: (B,) training times. cond: (B, L, D). uncond: (1, L, D), needed
         unless guidance_scale is 1. Gradients flow through both halves.
