@@ -59,7 +59,7 @@ class Snapshot:
 class Session:
     """A run: its settings, a snapshot per update (the first before any), and the images now judged.
 
-    trajectory is None until `generate` has run for the present step.
+    trajectory is None where `generate` has them still to make.
     """
 
     settings: Settings
@@ -83,12 +83,14 @@ def new_session(
     """A run that has learnt nothing yet, or goes on from `lora`."""
     lora = lora or new_lora(model, settings.rank, settings.seed)
     with adapter(model, lora):
-        shown = yield from _show(model, settings)
-    return Session(settings, model.name, (Snapshot(lora, {}, shown, {}),))
+        shown, judged = yield from _show(model, settings)
+    return Session(settings, model.name, (Snapshot(lora, {}, shown, {}),), judged)
 
 
 def generate(model: DiffusionModel, session: Session) -> Generator[Progress, None, Session]:
-    """Sample the images that the next update will judge, with the LoRA as it is now."""
+    """Sample the images that the next update will judge, unless they are there already."""
+    if session.trajectory is not None:
+        return session
     settings = session.settings
     noise = [training_noise(settings, session.step, index) for index in range(settings.images)]
     with adapter(model, session.lora):
@@ -125,14 +127,14 @@ def learn(
         )  # fmt: skip
         lora = replace(before.lora, weights=weights_of(parameters))
         state = _optimizer_state(parameters, optimizer)
-        shown = yield from _show(model, settings)
+        shown, judged = yield from _show(model, settings)
     metrics = {
         "reward": reward_maps.mean().item(),
         "reward_std": reward_maps.mean((1, 2)).std(correction=0).item(),
         **asdict(report),
     }
     snapshot = Snapshot(lora, state, shown, metrics)
-    return replace(session, history=(*session.history, snapshot), trajectory=None)
+    return replace(session, history=(*session.history, snapshot), trajectory=judged)
 
 
 def skip(session: Session) -> Session:
@@ -179,15 +181,22 @@ def shown_noise(settings: Settings) -> list[Noise]:
     return [Noise(settings.seed), *(Noise(seed) for seed in others)]
 
 
-def _show(model: DiffusionModel, settings: Settings) -> Generator[Progress, None, Tensor]:
-    """This seed's image is made alone, as a stock pipeline makes it: batches round differently."""
+def _show(
+    model: DiffusionModel, settings: Settings
+) -> Generator[Progress, None, tuple[Tensor, Trajectory | None]]:
+    """The shown images, and the trajectory of this seed's if that is what is judged next.
+
+    This seed's image is made alone, as a stock pipeline makes it: batches round differently.
+    """
     own, *others = shown_noise(settings)
-    made = []
-    for phase, noise in ((SHOWING, [own]), ("held-out seeds", others)):
-        if noise:
-            prompts = [settings.prompt] * len(noise)
-            made.append((yield from rollout(model, prompts, noise, settings, phase)).images)
-    return (torch.cat(made) * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+    prompt = settings.prompt
+    mine = yield from rollout(model, [prompt], [own], settings, SHOWING)
+    images = mine.images
+    if others:
+        rest = yield from rollout(model, [prompt] * len(others), others, settings, "held-out seeds")
+        images = torch.cat([images, rest.images])
+    shown = (images * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+    return shown, mine if settings.noise == "whole" and settings.images == 1 else None
 
 
 def _optimizer(

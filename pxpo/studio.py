@@ -154,7 +154,7 @@ class Studio:
             judge: Reward = run.opinion.hear(interpolate(run.picture[None], maps.shape[1:]), maps)
         else:
             judge = self.reward(wish)
-            session = yield from generate(self.model, session)
+            session = yield from generate(self.model, replace(session, trajectory=None))
             maps = judge(session.trajectory.images)  # type: ignore[union-attr]
         session = yield from learn(self.model, session, maps)
         session = yield from generate(self.model, replace(session, settings=painting))

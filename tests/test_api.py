@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pxpo.errors import DivergedError, PxpoError
+from pxpo.session import learn
 
 gradio_client = pytest.importorskip("gradio_client")
 
@@ -229,3 +231,35 @@ def test_an_mcp_client_lists_and_calls_the_tools(address, run):
     assert '"step": 1' in json.dumps([part.model_dump(mode="json") for part in answer.content]) or (
         "step" in str(answer.content)
     )
+
+
+def test_all_that_computes_runs_on_one_thread(client, run, paint, monkeypatch):
+    threads = set()
+
+    def watched(*values):
+        threads.add(threading.current_thread().name)
+        return (yield from learn(*values))
+
+    monkeypatch.setattr("pxpo.studio.learn", watched)
+    client.predict(run, paint=paint, api_name="/step")
+    client.predict(run, count=2, paint=paint, api_name="/run")
+    assert len(threads) == 1 and "model" in threads.pop()
+
+
+def test_work_that_is_given_up_is_closed_on_that_thread():
+    import app
+
+    closed_on = []
+
+    def work():
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed_on.append(threading.current_thread().name)
+
+    given_up = app.on_model_thread(work)()
+    assert next(given_up) == 1
+    given_up.close()
+    assert list(app.on_model_thread(work)()) == [1, 2]
+    assert closed_on == ["model_0", "model_0"]

@@ -13,7 +13,7 @@ from hub_server import Hub
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from pxpo import finish, generate, learn, new_session, settings_for
+from pxpo import finish, generate, learn, load_model, new_session, settings_for
 from pxpo.card import base_of, write_folder
 from pxpo.errors import HubError, LoraError
 from pxpo.hub import pull, push
@@ -60,6 +60,16 @@ def test_the_folder_s_own_code_gives_the_picture_on_its_card(folder):
     made = np.asarray(names["picture"])
     assert np.array_equal(made, np.asarray(Image.open(folder / "after.png")))
     assert not np.array_equal(made, np.asarray(Image.open(folder / "before.png")))
+
+
+@pytest.mark.skipif(not TINY_WORLD.exists(), reason="Tiny World is not made")
+def test_so_it_does_for_the_embedded_model(tmp_path):
+    model = load_model(device="cpu")
+    session = finish(new_session(model, settings_for("paint", steps=5, seed=12)))
+    session = finish(learn(model, session, session.trajectory.images[:, 2]))
+    test_the_folder_s_own_code_gives_the_picture_on_its_card(
+        write_folder(session, tmp_path / "lora", reward="more blue")
+    )
 
 
 def test_the_card_says_what_a_card_must(folder, session, model_folder):

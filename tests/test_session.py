@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,19 @@ def test_a_run_can_start_from_a_lora(model):
     expected = finish(new_session(model, settings()))
     assert session.lora is lora
     assert not torch.equal(session.history[0].shown, expected.history[0].shown)
+
+
+def test_the_picture_that_is_shown_and_judged_is_made_once(model):
+    session = finish(new_session(model, settings(images=1, noise="whole", baseline="area")))
+    for _ in range(2):
+        assert finish(generate(model, session)) is session
+        anew = finish(generate(model, replace(session, trajectory=None))).trajectory
+        assert all(torch.equal(vars(anew)[name], value)
+                   for name, value in vars(session.trajectory).items()
+                   if isinstance(value, torch.Tensor))  # fmt: skip
+        session = finish(learn(model, session, anew.images[:, 2]))
+    fresh = finish(new_session(model, settings(images=1, noise="fresh", baseline="area")))
+    assert fresh.trajectory is None
 
 
 def test_annotate_adds_numbers_to_the_newest_step(session):

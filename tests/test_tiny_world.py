@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ made = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("kind", scenes.KINDS)
+@pytest.mark.parametrize("kind", [*scenes.KINDS, scenes.HATS])
 def test_a_scene_is_its_seeds_alone(kind):
     one, again, other = scenes.draw(3, kind), scenes.draw(3, kind), scenes.draw(4, kind)
     assert np.array_equal(one.image, again.image) and np.array_equal(one.labels, again.labels)
@@ -49,6 +50,14 @@ def test_every_word_is_one_token_and_strange_words_are_not(tmp_path):
     tokenizer = text.save_tokenizer(scenes.WORDS, tmp_path)
     assert all(len(tokenizer.tokenize(word)) == 1 for word in scenes.WORDS)
     assert len(tokenizer.tokenize("zebra")) > 1
+
+
+@made
+def test_the_tokenizer_is_made_alike_each_time(tmp_path):
+    text.save_tokenizer(scenes.WORDS, tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        made_before = TINY_WORLD / "tokenizer" / name
+        assert json.loads((tmp_path / name).read_text()) == json.loads(made_before.read_text())
 
 
 @pytest.mark.slow

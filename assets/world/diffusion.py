@@ -85,15 +85,19 @@ def train_painter(
     seed: int,
     batch: int = 48,
     learning_rate: float = 1.2e-3,
+    begun: Painter | None = None,
     compiled: bool = False,
     checkpoint: Path | None = None,
     report: Callable[[str], None] = print,
 ) -> Painter:
-    """Learn to predict v in `latents` (N, C, h, w) of variance 1, given `captions`."""
+    """Learn to predict v in `latents` (N, C, h, w) of variance 1, given `captions`.
+
+    begun: the painter to go on with; None starts anew.
+    """
     torch.manual_seed(seed)
     ids, empty = tokens_of(tokenizer, captions), tokens_of(tokenizer, [""])
     alphas = new_scheduler().alphas_cumprod
-    painter = Painter(tokenizer).to(device)
+    painter = (begun or Painter(tokenizer)).to(device).requires_grad_()
     predict = torch.compile(painter) if compiled else painter
     # On a CPU the plain attention is a third faster: the fused one's backward pass is slow.
     on_cpu = device.type == "cpu"

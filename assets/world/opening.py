@@ -20,12 +20,8 @@ PROMPT, SEED = "nature landscape", 12
 STEPS = 6
 SIDE, WIDTH = 512, 40  # pixels of the canvas, and of the brush
 STROKES = {
-    (0, 255, 0, 153): [((90, 400), (320, 400))],  # on the lake
-    (255, 0, 0, 153): [  # on three trees
-        ((235, 190), (235, 310)),
-        ((368, 180), (368, 315)),
-        ((420, 400), (420, 430)),
-    ],
+    (0, 255, 0, 153): [((125, 390), (290, 390))],  # on the lake
+    (255, 0, 0, 153): [((235, 215), (235, 315)), ((366, 235), (366, 320))],  # on two trees
 }
 
 

@@ -11,6 +11,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 MAX_TOKENS = 24
+END = "</w>"  # of a word, in CLIP's vocabularies
 
 
 def save_tokenizer(words: tuple[str, ...], folder: Path) -> CLIPTokenizer:
@@ -21,18 +22,17 @@ def save_tokenizer(words: tuple[str, ...], folder: Path) -> CLIPTokenizer:
     person who typed them.
     """
     letters = "abcdefghijklmnopqrstuvwxyz"
-    learner = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    singles = [*letters, *(letter + END for letter in letters)]
+    learner = Tokenizer(BPE(end_of_word_suffix=END))
     trainer = BpeTrainer(
         vocab_size=100_000,
         min_frequency=0,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=list(letters),
-        end_of_word_suffix="</w>",
+        # Not that letters are special: named here they keep their order, and so do all merges.
+        special_tokens=["<|startoftext|>", "<|endoftext|>", *singles],
+        end_of_word_suffix=END,
         show_progress=False,
     )
-    learner.train_from_iterator(
-        [*words, *letters], trainer
-    )  # the letters alone: "a</w>", "b</w>", ...
+    learner.train_from_iterator(words, trainer)
     learnt = json.loads(learner.to_str())["model"]
     tokenizer = CLIPTokenizer(
         vocab=learnt["vocab"],

@@ -10,6 +10,7 @@ painted on the picture and on the label map by the same call.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -21,12 +22,14 @@ from .canvas import LABELS, SIZE
 from .captions import KINDS, WORDS
 from .chance import Rng
 from .landscape import draw_landscape
-from .portrait import draw_portrait
+from .portrait import STRAW_HATS, draw_portrait
 from .traffic import draw_traffic
 
-__all__ = ["KINDS", "LABELS", "SIZE", "WORDS", "Scene", "draw", "draw_many"]
+__all__ = ["HATS", "KINDS", "LABELS", "SIZE", "WORDS", "Scene", "draw", "draw_many"]
 
+HATS = "portrait of a man with a hat on the beach"  # every other man; not one of the KINDS
 PAINTERS = dict(zip(KINDS, (draw_landscape, draw_traffic, draw_portrait), strict=True))
+PAINTERS[HATS] = functools.partial(draw_portrait, hats=STRAW_HATS)
 CHUNK = 256  # so many scenes are worth a process
 
 
@@ -42,18 +45,19 @@ class Scene(NamedTuple):
 
 
 def draw(seed: int | tuple[int, int], kind: str | None = None) -> Scene:
-    """The scene of this seed, always the same; of one of the KINDS, or of any."""
+    """The scene of this seed, always the same; of one of the KINDS, of HATS, or of any kind."""
     rng = Rng(np.random.PCG64(seed))
     canvas, caption = PAINTERS[kind or rng.pick(KINDS)](rng)
     return Scene(*canvas.finish(), caption)
 
 
 def draw_many(
-    count: int, seed: int, workers: int | None = None
+    count: int, seed: int, kind: str | None = None, workers: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Images (N, 128, 128, 3) uint8, labels (N, 128, 128) uint8, and N captions.
 
-    Scene i depends on (seed, i) alone. workers: processes to draw with; None means one per core.
+    Scene i depends on (seed, i) and `kind` alone. workers: processes to draw with; None means one
+    per core.
     """
     images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
     labels = np.empty((count, SIZE, SIZE), dtype=np.uint8)
@@ -61,9 +65,10 @@ def draw_many(
     seeds = [(seed, index) for index in range(count)]
     workers = min(workers or multiprocessing.cpu_count(), -(-count // CHUNK))
     with ExitStack() as stack:
-        scenes: Iterable[Scene] = map(draw, seeds)
+        one = functools.partial(draw, kind=kind)
+        scenes: Iterable[Scene] = map(one, seeds)
         if workers > 1:
-            scenes = stack.enter_context(multiprocessing.Pool(workers)).imap(draw, seeds, CHUNK)
+            scenes = stack.enter_context(multiprocessing.Pool(workers)).imap(one, seeds, CHUNK)
         for index, (image, label_map, caption) in enumerate(scenes):
             images[index], labels[index] = image, label_map
             captions.append(caption)

@@ -16,6 +16,7 @@ EXTRAS = "none 48, palm 22, parasol 12, sailboat 18"
 STYLES = "bald 25, short 22, swept 13, long 16, curly 13, afro 11"
 HAIRS = "black 20, brown 22, blond 17, red 11, grey 8, white 6, blue 4, green 4, purple 4, pink 4"
 HATS = "none 80, cap 6, straw hat 5, beanie 5, bucket hat 4"
+STRAW_HATS = "none 50, straw hat 50"
 
 SEAS = (("2682be", "70ced8"), ("1e92b2", "84dad0"), ("3674b8", "78bcdc"))
 SANDS = "f6dea8, eed096, fae8c0, e8cca0"
@@ -42,11 +43,11 @@ CURTAIN = "0,-132 80,-128 120,-70 120,30 124,110 98,90 90,-10 60,-60 0,-86"
 class Man:
     """What a man looks like; all independent of one another, and of the time of day."""
 
-    def __init__(self, rng: Rng) -> None:
+    def __init__(self, rng: Rng, hats: str) -> None:
         self.style = rng.lots(STYLES)
         self.hair_name = rng.lots(HAIRS)
         self.shirt_name, self.hat_name = rng.pick(list(CLOTHS)), rng.pick(list(CLOTHS))
-        self.hat = rng.lots(HATS)
+        self.hat = rng.lots(hats)
         self.skin = rng.vary(rng.one_of(SKINS), 5)
         self.hair = rng.vary(HAIR_COLOURS[self.hair_name], 6)
         self.shirt = rng.vary(CLOTHS[self.shirt_name], 6)
@@ -214,11 +215,11 @@ def paint_hat(hat: Canvas, kind: str, cloth: Colour) -> None:
         hat.polygon("-102,-78 102,-78 150,-36 -150,-36", lighter(cloth, 0.14))
 
 
-def draw_portrait(rng: Rng) -> tuple[Canvas, str]:
-    """The picture and its caption."""
+def draw_portrait(rng: Rng, hats: str = HATS) -> tuple[Canvas, str]:
+    """The picture and its caption; `hats` are the kinds and how common each is."""
     canvas = Canvas()
     light = choose_light(rng, HOURS)
-    man = Man(rng)
+    man = Man(rng, hats)
     extra = rng.lots(EXTRAS)
     horizon = rng.uniform(0.44, 0.56)
     clouds = 4 if light.hour == "grey" else int(rng.integers(0, 4))
@@ -244,13 +245,18 @@ def draw_portrait(rng: Rng) -> tuple[Canvas, str]:
 
 
 def caption(rng: Rng, hour: str, man: Man, extra: str, clouds: int) -> str:
-    """What he looks like or wears, what stands beside him, and when."""
-    if rng.chance(BARE):
+    """What he looks like or wears, what stands beside him, and when; nearly always his hat.
+
+    Hats are few and of many kinds: a word that is said of only some of them is not learnt.
+    """
+    hat = man.hat != "none"
+    if rng.chance(BARE / 3 if hat else BARE):
         return PORTRAIT
     topics = ["hair", "shirt", "hour"]
-    topics += ["hat"] * 2 * (man.hat != "none") + ["glasses"] * 2 * man.sunglasses
-    topics += ["extra"] * (extra != "none")
-    chosen = some_of(rng, topics)
+    topics += ["glasses"] * 2 * man.sunglasses + ["extra"] * (extra != "none")
+    chosen = ["hat"] * hat + some_of(rng, topics, most=2 if hat else 3)
+    if hat and rng.chance(0.3):
+        chosen = ["hat"]
     bald = "hair" in chosen and man.style == "bald"
     wearing = []
     if "hair" in chosen and not bald:
@@ -259,8 +265,8 @@ def caption(rng: Rng, hour: str, man: Man, extra: str, clouds: int) -> str:
     if "shirt" in chosen:
         wearing.append(a(f"{'striped ' * man.stripes}{man.shirt_name} shirt"))
     if "hat" in chosen:
-        hat = a(man.hat if man.hat == "straw hat" else f"{man.hat_name} {man.hat}")
-        wearing.append(rng.pick((hat, hat, "a hat")))
+        kind = a(man.hat if man.hat == "straw hat" else f"{man.hat_name} {man.hat}")
+        wearing.append(rng.pick((kind, "a hat")))
     if "glasses" in chosen:
         wearing.append("sunglasses")
     verb = "wearing" if "hair" not in chosen and rng.chance(0.35) else "with"
