@@ -48,8 +48,12 @@ class Size:
 
 SIZES = {
     "cpu": Size(24_000, crops=3600, wholes=2900, segmenter=3000, painter=5600, hats=1800, batch=48),
-    "gpu": Size(60_000, crops=20_000, wholes=10_000, segmenter=12_000, painter=40_000, hats=8000, batch=128),
-    "toy": Size(64, crops=2, wholes=2, segmenter=2, painter=2, hats=2, batch=4, judged=6),  # for the tests
+    "gpu": Size(
+        60_000, crops=20_000, wholes=10_000, segmenter=12_000, painter=40_000, hats=8000, batch=128
+    ),
+    "toy": Size(  # for the tests
+        64, crops=2, wholes=2, segmenter=2, painter=2, hats=2, batch=4, judged=6
+    ),
 }
 
 
