@@ -161,16 +161,21 @@ class Settings(Sampling, Credit, Learning):
 
 
 EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
-    "color": {"prompt": "red taxi in traffic", "images": 16, "epochs": 10},
-    "segment": {"prompt": "portrait of a man on the beach", "images": 10, "epochs": 16},
+    "color": {"prompt": "red taxi in traffic", "images": 16, "epochs": 10, "hold": 0.3},
+    "segment": {
+        "prompt": "portrait of a man on the beach",
+        "images": 10,
+        "epochs": 16,
+        "hold": 0.1,
+    },
     "paint": {
         "prompt": "nature landscape",
         "images": 1,
         "epochs": 15,
-        "noise": "whole",
+        "noise": "start",
         "baseline": "area",
         "learning_rate": 3e-3,
-        "hold": 1.0,
+        "hold": 0.2,
     },
 }
 """What each of the paper's three experiments changes of the defaults above."""

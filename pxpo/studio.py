@@ -47,6 +47,9 @@ SHOWN = 4  # images on fixed noise after each step: this seed's, and three held-
 MOST_STEPS = 100  # steps of one run
 IN_MEMORY = 8  # runs
 PAGE = "page.safetensors"
+PAINTING: dict[str, Any] = {"noise": "whole", "hold": 1.0}
+"""Where a person differs from the experiment's stand-in, who paints each picture anew: the paint
+stays for several steps, so the picture must too; more of it is held, or it would be over-fitted."""
 FILES = re.compile(rf"run\.json|{re.escape(PAGE)}|steps/[\w.-]+\.safetensors")
 
 
@@ -127,7 +130,7 @@ class Studio:
     def start(self, *, lora: Lora | None = None, **settings: Any) -> Generator[Progress, None, Run]:
         """A new run, with any of the settings of a painted one."""
         session = yield from new_session(
-            self.model, settings_for("paint", **{"shown": SHOWN, **settings}), lora
+            self.model, settings_for("paint", **{**PAINTING, "shown": SHOWN, **settings}), lora
         )
         session = yield from generate(self.model, session)
         return self._keep(Run(secrets.token_urlsafe(12), session, Opinion.none(), {}))
@@ -278,7 +281,9 @@ class Studio:
     def _settings(self, session: Settings, kind: str, changes: dict[str, Any]) -> Settings:
         """Those of `kind`'s experiment, for this run's prompt, seed and way of sampling."""
         fixed = ("prompt", "seed", "steps", "guidance_scale", "eta", "rank", "shown")
-        return settings_for(kind, **{name: getattr(session, name) for name in fixed}, **changes)
+        preset = {name: getattr(session, name) for name in fixed}
+        preset |= PAINTING if kind == "paint" else {}
+        return settings_for(kind, **{**preset, **changes})
 
     def _folder(self, run_id: str) -> Path:
         if not re.fullmatch(r"[\w-]{16}", run_id):

@@ -66,6 +66,7 @@ def test_the_folder_s_own_code_gives_the_picture_on_its_card(folder):
 def test_so_it_does_for_the_embedded_model(tmp_path):
     model = load_model(device="cpu")
     session = finish(new_session(model, settings_for("paint", steps=5, seed=12)))
+    session = finish(generate(model, session))
     session = finish(learn(model, session, session.trajectory.images[:, 2]))
     test_the_folder_s_own_code_gives_the_picture_on_its_card(
         write_folder(session, tmp_path / "lora", reward="more blue")
