@@ -95,7 +95,7 @@ class Credit(_Validated):
     )
     baseline: str = _setting(
         "location",
-        "what a reward is measured against: nothing, nothing but the painted area, "
+        "what a reward is measured against: nothing, the area painted in its colour, "
         "all pixels of all images (the paper), or the same place in the other images",
         choices=("none", "area", "global", "location"),
     )

@@ -67,14 +67,17 @@ def per_location(latent_reward: Tensor) -> Tensor:
 
 
 def by_area(latent_reward: Tensor) -> Tensor:
-    """Each image's map divided by the share of it that says anything, so that small strokes count.
+    """Each image's praise and its blame, each divided by the share of the image it covers.
 
-    The share is the sum of |r| over the largest |r|, in pixels; an empty map stays empty.
+    So a small stroke counts as much as a large one, and neither colour drowns the other. The share
+    is the sum of that sign's |r| over the image's largest |r|, in pixels; an empty map stays empty.
     """
-    size = latent_reward.abs()
-    peak = size.amax((1, 2), keepdim=True)
-    share = (size / peak.clamp(min=1e-12)).mean((1, 2), keepdim=True)
-    return latent_reward / share.clamp(min=1e-12)
+    peak = latent_reward.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
+    credit = torch.zeros_like(latent_reward)
+    for part in (latent_reward.clamp(min=0), latent_reward.clamp(max=0)):
+        share = (part.abs() / peak).mean((1, 2), keepdim=True)
+        credit += part / share.clamp(min=1e-12)
+    return credit
 
 
 def smooth(latent_reward: Tensor, radius: float) -> Tensor:

@@ -49,7 +49,7 @@ IN_MEMORY = 8  # runs
 PAGE = "page.safetensors"
 PAINTING: dict[str, Any] = {"noise": "whole", "hold": 1.0}
 """Where a person differs from the experiment's stand-in, who paints each picture anew: the paint
-stays for several steps, so the picture must too; more of it is held, or it would be over-fitted."""
+stays for several steps, so the picture must too; more of it is held, or it is over-fitted."""
 FILES = re.compile(rf"run\.json|{re.escape(PAGE)}|steps/[\w.-]+\.safetensors")
 
 

@@ -200,6 +200,15 @@ def test_by_area_makes_a_small_stroke_as_loud_as_a_large_one():
     assert credit.abs().sum((1, 2)).tolist() == [128.0, 128.0]
 
 
+def test_by_area_lets_neither_colour_drown_the_other():
+    painted = torch.zeros(1, 8, 8)
+    painted[0, 2, 3], painted[0, 5:7, :6] = 2.0, -2.0
+    credit = by_area(painted)
+    assert torch.equal(credit.sign(), painted.sign())
+    assert credit.clamp(min=0).sum().item() == pytest.approx(128)
+    assert credit.clamp(max=0).sum().item() == pytest.approx(-128)
+
+
 def test_by_area_leaves_an_empty_map_empty():
     assert torch.equal(by_area(torch.zeros(2, 4, 4)), torch.zeros(2, 4, 4))
 

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from hub_server import Hub
+from packaging.requirements import Requirement
 
 from pxpo.models import TINY_WORLD
 
@@ -60,6 +62,26 @@ def test_the_sdk_is_the_gradio_that_is_tested():
     pinned = re.search(r"^gradio\[.*\]==(\S+)", (ROOT / "requirements.txt").read_text(), re.M)
     assert front_matter()["sdk_version"] == pinned[1] == gradio.__version__
     assert f"{sys.version_info.major}." == front_matter()["python_version"][:2]
+
+
+def test_what_is_required_is_there_and_agrees():
+    """requirements.txt and all that it brings, each as new as the others ask for."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    waiting = [Requirement(line) for line in lines if not line.startswith("#")]
+    seen = set()
+    while waiting:
+        wanted = waiting.pop()
+        found = metadata.distribution(wanted.name)
+        assert wanted.specifier.contains(found.version, prereleases=True), (wanted, found.version)
+        if str(wanted) in seen:
+            continue
+        seen.add(str(wanted))
+        for line in found.requires or ():
+            needed = Requirement(line)
+            extras = [{"extra": extra} for extra in wanted.extras or {""}]
+            if needed.marker is None or any(needed.marker.evaluate(extra) for extra in extras):
+                waiting.append(needed)
+    assert len(seen) > 40
 
 
 def test_a_space_takes_every_file_without_lfs():
