@@ -371,7 +371,7 @@ class Page:
                 self.tabs = {"paint": paint_tab, "color": color_tab, "segment": segment_tab}
         self.history = gr.Gallery(
             label="Steps: click one to go back to it, weights and all", columns=8,
-            fit_columns=False, height=170, interactive=False, allow_preview=False,
+            fit_columns=False, height=210, interactive=False, allow_preview=False,
             object_fit="contain", elem_id="history", format="png", buttons=[], visible=False,
         )  # fmt: skip
         with gr.Row():
@@ -517,10 +517,14 @@ class Page:
         def chosen(run: str, thumbnail: gr.SelectData) -> Iterator[Any]:
             yield from on_page(self.back)(run, thumbnail.index)
 
+        def stop(run: str) -> dict[Any, Any]:
+            time.sleep(0.3)  # until the work is told to end, and the page no longer listens to it
+            return on_parts(on_model_thread(self.stopped)(run))  # once it has ended
+
         rewound = self.history.select(chosen, self.run, **lane)
         taken = self.upload.upload(on_page(self.admitted), [self.upload, *fresh], **lane)
         stopped = self.stop.click(
-            on_model_thread(lambda run: on_parts(self.stopped(run))), self.run,
+            stop, self.run,
             list(parts.values()), queue=False, **quick,
             cancels=[opened, begun, shown, once, many, undone, rewound, taken],
         )  # fmt: skip

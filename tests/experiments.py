@@ -183,9 +183,9 @@ def main() -> None:
                 [to_picture(image) for image in result["before"][:8]],
                 [to_picture(image) for image in result["after"][:8]],
             ]
-            strip(rows, [f"step {step}" for step in steps], ["this seed", "before", "after"]).save(
-                options.out / f"{name}.png"
-            )
+            names = ["this seed", "others before", "others after"]
+            sheet = strip(rows, [f"step {step}" for step in steps], names)
+            sheet.save(options.out / f"{name}.png")
 
 
 if __name__ == "__main__":
