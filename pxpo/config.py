@@ -174,7 +174,8 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "epochs": 15,
         "noise": "start",
         "baseline": "area",
-        "learning_rate": 4e-3,
+        "learning_rate": 3e-3,
+        "hold": 0.2,
     },
 }
 """What each of the paper's three experiments changes of the defaults above."""

@@ -47,9 +47,9 @@ SHOWN = 4  # images on fixed noise after each step: this seed's, and three held-
 MOST_STEPS = 100  # steps of one run
 IN_MEMORY = 8  # runs
 PAGE = "page.safetensors"
-PAINTING: dict[str, Any] = {"noise": "whole", "learning_rate": 3e-3, "hold": 1.0}
+PAINTING: dict[str, Any] = {"noise": "whole", "hold": 1.0}
 """Where a person differs from the experiment's stand-in, who paints each picture anew: the paint
-stays for several steps, so the picture must too, and gentler steps, lest it be over-fitted."""
+stays for several steps, so the picture must too; more of it is held, lest it be over-fitted."""
 FILES = re.compile(rf"run\.json|{re.escape(PAGE)}|steps/[\w.-]+\.safetensors")
 
 
