@@ -131,7 +131,7 @@ def on_model_thread(work: Callable[..., Any]) -> Callable[..., Any]:
             while (value := MODEL_THREAD.submit(next, generator, end).result()) is not end:
                 yield value
         finally:
-            MODEL_THREAD.submit(generator.close).result()
+            MODEL_THREAD.submit(generator.close)  # not waited for: this may be that very thread
 
     return iterate if inspect.isgeneratorfunction(work) else call
 
