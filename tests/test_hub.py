@@ -54,12 +54,16 @@ def code_of(folder) -> str:
     return (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
 
 
-def test_the_folder_s_own_code_gives_the_picture_on_its_card(folder):
+def assert_its_code_gives_the_picture_on_its_card(folder):
     names = {}
     exec(code_of(folder), names)
     made = np.asarray(names["picture"])
     assert np.array_equal(made, np.asarray(Image.open(folder / "after.png")))
     assert not np.array_equal(made, np.asarray(Image.open(folder / "before.png")))
+
+
+def test_the_folder_s_own_code_gives_the_picture_on_its_card(folder):
+    assert_its_code_gives_the_picture_on_its_card(folder)
 
 
 @pytest.mark.skipif(not TINY_WORLD.exists(), reason="Tiny World is not made")
@@ -68,7 +72,7 @@ def test_so_it_does_for_the_embedded_model(tmp_path):
     session = finish(new_session(model, settings_for("paint", steps=5, seed=12)))
     session = finish(generate(model, session))
     session = finish(learn(model, session, session.trajectory.images[:, 2]))
-    test_the_folder_s_own_code_gives_the_picture_on_its_card(
+    assert_its_code_gives_the_picture_on_its_card(
         write_folder(session, tmp_path / "lora", reward="more blue")
     )
 
