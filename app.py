@@ -9,7 +9,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import hashlib
 import inspect
+import io
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +25,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
 
 import gradio as gr
 import torch
-from gradio.utils import get_space
+from gradio.utils import get_space, get_upload_folder
 from PIL import Image
 from torch import Tensor
 
@@ -41,7 +44,7 @@ from pxpo.errors import ModelError
 from pxpo.models import TINY_WORLD
 from pxpo.plots import to_picture
 from pxpo.rewards.segmentation import CLOTHES
-from pxpo.session import SHOWING
+from pxpo.session import SHOWING, write_whole
 from pxpo.studio import MOST_STEPS, Run, Studio, Wish
 
 PLUS, MINUS = "+ more (green)", "− less (red)"
@@ -49,6 +52,7 @@ LESS, MORE = "less", "more"
 GREEN, RED = ("#00FF00", 0.6), ("#FF0000", 0.6)
 CANVAS = 512
 BETWEEN_PREVIEWS = 0.4  # seconds
+SETTLING = 10.0  # seconds that an editor may take to show what it was given
 EXAMPLES = [
     ("nature landscape", 12),
     ("nature landscape with a lake and trees at sunset", 3),
@@ -89,12 +93,34 @@ def large(image: Tensor) -> Image.Image:
     return to_picture(image).resize((CANVAS, CANVAS), Image.Resampling.LANCZOS)
 
 
+def served(picture: Image.Image) -> str:
+    """A file in Gradio's cache, written once; Gradio would do so again while a browser reads it."""
+    name = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+    file = Path(get_upload_folder()) / "pxpo" / f"{name}.png"
+    if file.exists():
+        file.touch()  # so that `delete_cache` takes it for new
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        encoded = io.BytesIO()
+        picture.save(encoded, "png", compress_level=1)
+        write_whole(file, encoded.getvalue())
+    return str(file)
+
+
 def paint_of(value: dict[str, Any] | None) -> Image.Image | None:
     """The painted layers of the editor as one RGBA picture; None when nothing is painted."""
     layers = [layer.convert("RGBA") for layer in (value or {}).get("layers") or ()]
     if not any(layer.getextrema()[3][1] for layer in layers):
         return None
     return functools.reduce(Image.alpha_composite, layers)
+
+
+def sketch(
+    value: dict[str, Any] | None, waiting: tuple[Image.Image | None, float] | None
+) -> Image.Image | None:
+    """The paint on the editor, or that which it was just given and may not show yet."""
+    paint, until = waiting or (None, 0.0)
+    return paint_of(value) or (paint if time.monotonic() < until else None)
 
 
 def brush(hand: str) -> gr.Brush:
@@ -163,17 +189,21 @@ class Page:
         shown = [snapshot.shown[0] for snapshot in run.session.history]
         return {
             "run": run.id,
-            "slider": (large(shown[0]), large(shown[-1])),
-            "history": [(to_picture(s), c) for s, c in zip(shown, captions, strict=True)],
+            "slider": (served(large(shown[0])), served(large(shown[-1]))),
+            "history": [(served(to_picture(s)), c) for s, c in zip(shown, captions, strict=True)],
             "curve": self.studio.curve(run),
             "status": status,
         }
 
-    def canvas(self, run: Run, paint: Image.Image | None, keep: bool) -> dict[str, Any]:
-        """The picture to paint on, as the editor's value, under `paint` or the last step's."""
-        if not keep and run.paint is not None:
-            paint = Image.fromarray(run.paint.numpy())
-        return {"background": large(run.picture), "layers": [paint] if paint else [],
+    def last_paint(self, run_id: str) -> Image.Image | None:
+        """What the run last learnt from."""
+        paint = self.studio.run(run_id).paint if run_id else None
+        return None if paint is None else Image.fromarray(paint.numpy())
+
+    def canvas(self, run_id: str, paint: Image.Image | None) -> dict[str, Any]:
+        """The picture to paint on, under the paint, as the editor's value."""
+        picture = self.studio.run(run_id).picture
+        return {"background": served(large(picture)), "layers": [paint] if paint else [],
                 "composite": None}  # fmt: skip
 
     def heat_map(self, run_id: str, wish: Wish) -> dict[str, Any]:
@@ -186,7 +216,7 @@ class Page:
 
     # What its events do.
 
-    def progress(self, work: Iterator[Any], head: str, before: Image.Image | None = None):  # noqa: ANN201
+    def progress(self, work: Iterator[Any], head: str, before: str = ""):  # noqa: ANN201
         """Show where `work` stands, and the picture as it is denoised; hand on its result."""
         shown_at = 0.0
         while True:
@@ -197,7 +227,7 @@ class Page:
             update: dict[str, Any] = {"status": f"{head}: {at.phase} {at.done}/{at.total}"}
             if before and at.phase == SHOWING and time.monotonic() > shown_at + BETWEEN_PREVIEWS:
                 preview = self.studio.model.decode(at.latents[:1])[0]
-                update["slider"] = (before, large(preview))
+                update["slider"] = (before, served(large(preview)))
                 shown_at = time.monotonic()
             yield update
 
@@ -218,7 +248,7 @@ class Page:
         return "Paint what you want more of (green) or less of (red), then press Step." + note
 
     def learn(
-        self, count: int, run_id: str, wish: Wish, editor: dict[str, Any] | None,
+        self, count: int, run_id: str, wish: Wish, paint: Image.Image | None,
         learning_rate: float, images: int,
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """`count` steps; a run is begun first where the page still shows the opening example."""
@@ -229,8 +259,8 @@ class Page:
         changes: dict[str, Any] = {"learning_rate": learning_rate} if learning_rate else {}
         if images and wish.kind != "paint":
             changes["images"] = images
-        paint = paint_of(editor) if wish.kind == "paint" else None
-        before = large(self.studio.run(run_id).session.history[0].shown[0])
+        paint = paint if wish.kind == "paint" else None
+        before = served(large(self.studio.run(run_id).session.history[0].shown[0]))
         for _ in range(count):
             began = time.monotonic()
             head = f"Step {self.studio.run(run_id).step + 1}"
@@ -316,6 +346,7 @@ class Page:
             compared = before, after
         self.run = gr.BrowserState("", storage_key="pxpo-run", secret="pxpo-studio")
         self.source, self.paint = gr.State("paint"), gr.State()
+        self.unfinished = gr.State(False)  # whether the work under way, or cut off, wants more
         gr.Markdown(
             "# Paint what you want more of. Watch the model learn it.\n"
             f"`{chip(self.studio.model)}` {self.note}",
@@ -441,7 +472,7 @@ class Page:
         parts = {name: getattr(self, name) for name in
                  ("run", "slider", "history", "curve", "status")}  # fmt: skip
         lane: dict[str, Any] = {
-            "outputs": list(parts.values()), "show_progress_on": self.status,
+            "outputs": [*parts.values(), self.unfinished], "show_progress_on": self.status,
             "concurrency_id": "gpu", "concurrency_limit": 1, "api_visibility": "private",
         }  # fmt: skip
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -458,9 +489,14 @@ class Page:
 
             @on_model_thread
             def event(*values: Any) -> Iterator[dict[Any, Any]]:
-                with spoken():
-                    for update in work(*values):
-                        yield on_parts(update)
+                try:
+                    with spoken():
+                        for update in work(*values):
+                            yield {**on_parts(update), self.unfinished: True}
+                    yield {self.unfinished: False}
+                except gr.Error as error:
+                    yield {self.status: error.message, self.unfinished: False}
+                    raise
 
             return event
 
@@ -470,38 +506,53 @@ class Page:
         def heat(run: str, *values: Any) -> dict[str, Any]:
             return self.heat_map(run, wished(*values))
 
-        def with_canvas(event: Any, keep: bool) -> None:
+        @on_model_thread
+        def report(run: str, unfinished: bool) -> Any:
+            """Work that Stop cut off comes here as well, once it has ended, and says so."""
+            return on_parts(self.stopped(run)) if unfinished else gr.skip()
+
+        def then_canvas(event: Any, keep: bool) -> None:
             """Then bring the next picture, under the paint on the canvas or that of the last step.
 
             A mounted editor paints reliably only if it is emptied before it gets a new picture.
             """
 
-            def empty(run: str, value: dict[str, Any]) -> tuple[Any, Any]:
-                return paint_of(value) if keep else None, None if run else gr.skip()
+            @on_model_thread
+            def empty(
+                run: str, unfinished: bool, value: dict[str, Any], *waiting: Any
+            ) -> tuple[Any, ...]:
+                kept = keep or unfinished
+                paint = sketch(value, *waiting) if kept else self.last_paint(run)
+                return False, (paint, math.inf), None if run else gr.skip()
 
             @on_model_thread
-            def fill(run: str, paint: Image.Image | None) -> Any:
-                if run:
-                    return self.canvas(self.studio.run(run), paint, keep)
-                return gr.skip() if keep else self.example
+            def fill(run: str, waiting: tuple[Image.Image | None, float]) -> Any:
+                paint, _ = waiting
+                picture = self.canvas(run, paint) if run else gr.skip() if paint else self.example
+                return picture, (paint, time.monotonic() + SETTLING)
 
-            event.success(empty, [self.run, self.editor], [self.paint, self.editor], **quick).then(
-                fill, [self.run, self.paint], self.editor, **quick
-            ).then(heat, [self.run, *wish], self.heat, **quick)
+            event.then(report, [self.run, self.unfinished], list(parts.values()), **quick).then(
+                empty, [self.run, self.unfinished, self.editor, self.paint],
+                [self.unfinished, self.paint, self.editor], **quick,
+            ).then(fill, [self.run, self.paint], [self.editor, self.paint], **quick).then(
+                heat, [self.run, *wish], self.heat, **quick
+            )
 
         fresh = [self.prompt, self.seed, *self.sampling]
-        inputs = [self.count, self.run, *wish, self.editor, *self.learning]
+        inputs = [self.count, self.run, *wish, self.editor, self.paint, *self.learning]
 
         def steps(count: float | None, run: str, *values: Any) -> Iterator[dict[str, Any]]:
-            yield from self.learn(int(count or 1), run, wished(*values[:5]), *values[5:])
+            judge, paint, learning = wished(*values[:5]), sketch(*values[5:7]), values[7:]
+            yield from self.learn(int(count or 1), run, judge, paint, *learning)
 
         def step(_: float | None, *values: Any) -> Iterator[dict[str, Any]]:
             yield from steps(1, *values)
 
         def painted(*values: Any) -> list[dict[str, Any]]:
             """Step without paint is refused on the editor itself."""
-            needed = values[inputs.index(self.source)] == "paint"
-            missing = needed and paint_of(values[inputs.index(self.editor)]) is None
+            given = dict(zip(inputs, values, strict=True))
+            paint = sketch(given[self.editor], given[self.paint])
+            missing = given[self.source] == "paint" and paint is None
             return [
                 gr.validate(not (missing and part is self.editor), "Paint + or − on it first.")
                 for part in inputs
@@ -517,21 +568,15 @@ class Page:
         def chosen(run: str, thumbnail: gr.SelectData) -> Iterator[Any]:
             yield from on_page(self.back)(run, thumbnail.index)
 
-        def stop(run: str) -> dict[Any, Any]:
-            time.sleep(0.3)  # until the work is told to end, and the page no longer listens to it
-            return on_parts(on_model_thread(self.stopped)(run))  # once it has ended
-
         rewound = self.history.select(chosen, self.run, **lane)
         taken = self.upload.upload(on_page(self.admitted), [self.upload, *fresh], **lane)
-        stopped = self.stop.click(
-            stop, self.run,
-            list(parts.values()), queue=False, **quick,
-            cancels=[opened, begun, shown, once, many, undone, rewound, taken],
-        )  # fmt: skip
-        for event in (once, many, undone, rewound, stopped):
-            with_canvas(event, keep=True)
-        for event in (opened, begun, shown, taken):
-            with_canvas(event, keep=False)
+        keeping, changing = (once, many, undone, rewound), (opened, begun, shown, taken)
+        for event in keeping:
+            then_canvas(event, keep=True)
+        for event in changing:
+            then_canvas(event, keep=False)
+        self.stop.click(None, cancels=[*keeping, *changing], api_visibility="private")
+        self.editor.clear(lambda: None, None, self.paint, **quick)
         self.hand.change(
             lambda hand: gr.ImageEditor(brush=brush(hand)), self.hand, self.editor, **quick
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from pxpo.models import TINY_WORLD
@@ -86,10 +87,11 @@ def status(page) -> str:
 
 def says(page, text: str) -> None:
     """Wait until the status line has the text in it."""
-    page.wait_for_function(
-        "text => document.querySelector('#status textarea')?.value.includes(text)",
-        arg=text, timeout=PATIENCE,
-    )  # fmt: skip
+    for _ in range(PATIENCE // 50):
+        if text in status(page):
+            return
+        page.wait_for_timeout(50)
+    pytest.fail(f"waited for {text!r}; the page says {status(page)!r}")
 
 
 def settle(page) -> None:
@@ -174,6 +176,19 @@ def test_what_cannot_be_loaded_is_said_and_replaced(tmp_path):
     assert "no GPU" in app.Page(app.Studio(model, eye, tmp_path), note).offer()
 
 
+def test_paint_that_a_slow_editor_does_not_show_yet_counts():
+    import time
+
+    import app
+
+    none, old, new = (Image.new("RGBA", (8, 8), (0, 255, 0, alpha)) for alpha in (0, 150, 153))
+    now = time.monotonic()
+    assert app.sketch({"layers": [none]}, (old, now + 60)) is old
+    assert app.sketch({"layers": [none]}, (old, now - 1)) is None
+    assert app.sketch({"layers": [new]}, (old, now + 60)) == new
+    assert app.sketch(None, None) is None
+
+
 def test_a_visitor_presses_step_and_sees_the_model_change(page):
     picture = newest(page)
     press(page, "step", "Step 1 ·")
@@ -216,6 +231,8 @@ def test_another_prompt_begins_another_run(page):
 
 def test_without_paint_step_is_refused_on_the_editor(page):
     new_picture(page)
+    stroke(page, 0.3, 0.3, 0.7, 0.3)
+    clear(page)
     page.locator("#step").click()
     page.locator("#ed").get_by_text("Paint + or −").wait_for(timeout=PATIENCE)
     stroke(page, 0.3, 0.5, 0.7, 0.5)
@@ -252,6 +269,7 @@ def test_back_and_a_thumbnail_give_earlier_weights(sketch, tmp_path):
 def test_reloading_finds_the_run_and_its_paint(sketch):
     press(sketch, "step", "Step 1 ·")
     told = painted(sketch)
+    settle(sketch)
     sketch.reload()
     says(sketch, "Here is your run again, at step 1")
     settle(sketch)
@@ -292,7 +310,6 @@ def test_the_downloaded_run_goes_on_elsewhere(sketch, visit, tmp_path):
 def test_a_stock_pipeline_with_the_downloaded_lora_paints_the_page_s_picture(sketch, tmp_path):
     import numpy as np
     from diffusers import StableDiffusionPipeline
-    from PIL import Image
 
     press(sketch, "step", "Step 1 ·")
     press(sketch, "step", "Step 2 ·")
