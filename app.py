@@ -202,9 +202,10 @@ class Page:
 
     def canvas(self, run_id: str, paint: Image.Image | None) -> dict[str, Any]:
         """The picture to paint on, under the paint, as the editor's value."""
-        picture = self.studio.run(run_id).picture
-        return {"background": served(large(picture)), "layers": [paint] if paint else [],
-                "composite": None}  # fmt: skip
+        background = str(OPENING / "before.png") if self.has_example else None
+        if run_id:
+            background = served(large(self.studio.run(run_id).picture))
+        return {"background": background, "layers": [paint] if paint else [], "composite": None}
 
     def heat_map(self, run_id: str, wish: Wish) -> dict[str, Any]:
         """An automatic reward on the picture to judge; hidden where there is none."""
@@ -568,6 +569,11 @@ class Page:
         def chosen(run: str, thumbnail: gr.SelectData) -> Iterator[Any]:
             yield from on_page(self.back)(run, thumbnail.index)
 
+        @on_model_thread
+        def cleared(run: str) -> tuple[Any, None]:
+            """The editor's own button clears the picture away as well; it comes back."""
+            return self.canvas(run, None), None
+
         rewound = self.history.select(chosen, self.run, **lane)
         taken = self.upload.upload(on_page(self.admitted), [self.upload, *fresh], **lane)
         keeping, changing = (once, many, undone, rewound), (opened, begun, shown, taken)
@@ -576,7 +582,7 @@ class Page:
         for event in changing:
             then_canvas(event, keep=False)
         self.stop.click(None, cancels=[*keeping, *changing], api_visibility="private")
-        self.editor.clear(lambda: None, None, self.paint, **quick)
+        self.editor.clear(cleared, self.run, [self.editor, self.paint], **quick)
         self.hand.change(
             lambda hand: gr.ImageEditor(brush=brush(hand)), self.hand, self.editor, **quick
         )
