@@ -233,6 +233,7 @@ def test_without_paint_step_is_refused_on_the_editor(page):
     new_picture(page)
     stroke(page, 0.3, 0.3, 0.7, 0.3)
     clear(page)
+    settle(page)  # the picture comes back
     page.locator("#step").click()
     page.locator("#ed").get_by_text("Paint + or −").wait_for(timeout=PATIENCE)
     stroke(page, 0.3, 0.5, 0.7, 0.5)
