@@ -194,9 +194,9 @@ def test_whoever_finds_the_queue_full_is_told_so(model_folder, segmenter, tmp_pa
     try:
         client = gradio_client.Client(blocks.local_url, verbose=False)
         run = client.predict("a lake", seed=0, steps=3, rank=2, api_name="/generate")[0]
-        jobs = [client.submit(run, count=30, reward="color", images=2, api_name="/run")]
+        jobs = [client.submit(run, count=12, reward="color", images=2, api_name="/run")]
         while not jobs[0].outputs():
-            pass  # it is being worked on, and the queue is empty
+            time.sleep(0.01)  # until it is being worked on, and the queue is empty
         jobs += [client.submit(run, reward="color", images=2, api_name="/step") for _ in range(4)]
         refused = [job for job in jobs[1:] if "full" in str(job.exception(LIMIT) or "")]
         assert len(refused) == 2
