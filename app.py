@@ -520,16 +520,19 @@ class Page:
 
             @on_model_thread
             def empty(
-                run: str, unfinished: bool, value: dict[str, Any], *waiting: Any
+                run: str, unfinished: bool, value: dict[str, Any], waiting: Any
             ) -> tuple[Any, ...]:
                 kept = keep or unfinished
-                paint = sketch(value, *waiting) if kept else self.last_paint(run)
+                paint = sketch(value, waiting) if kept else self.last_paint(run)
                 return False, (paint, math.inf), None if run else gr.skip()
 
             @on_model_thread
             def fill(run: str, waiting: tuple[Image.Image | None, float]) -> Any:
                 paint, _ = waiting
-                picture = self.canvas(run, paint) if run else gr.skip() if paint else self.example
+                if run:
+                    picture: Any = self.canvas(run, paint)
+                else:  # what is painted on the example stays
+                    picture = gr.skip() if paint else self.example
                 return picture, (paint, time.monotonic() + SETTLING)
 
             event.then(report, [self.run, self.unfinished], list(parts.values()), **quick).then(

@@ -89,15 +89,15 @@ def status(page) -> str:
     return page.locator("#status textarea").input_value()
 
 
-def says(page, text: str) -> None:
+def says(page, pattern: str) -> None:
     """Wait until the status line matches the regular expression."""
     try:
         page.wait_for_function(
-            "text => new RegExp(text).test(document.querySelector('#status textarea')?.value)",
-            arg=text, timeout=PATIENCE,
+            "(it) => new RegExp(it).test(document.querySelector('#status textarea')?.value)",
+            arg=pattern, timeout=PATIENCE,
         )  # fmt: skip
     except playwright.TimeoutError:
-        pytest.fail(f"waited for {text!r}; the page says {status(page)!r}")
+        pytest.fail(f"waited for {pattern!r}; the page says {status(page)!r}")
 
 
 def settle(page) -> None:
