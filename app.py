@@ -536,8 +536,10 @@ class Page:
                 return picture, (paint, time.monotonic() + SETTLING)
 
             event.then(report, [self.run, self.unfinished], list(parts.values()), **quick).then(
-                empty, [self.run, self.unfinished, self.editor, self.paint],
-                [self.unfinished, self.paint, self.editor], **quick,
+                empty,
+                [self.run, self.unfinished, self.editor, self.paint],
+                [self.unfinished, self.paint, self.editor],
+                **quick,
             ).then(fill, [self.run, self.paint], [self.editor, self.paint], **quick).then(
                 heat, [self.run, *wish], self.heat, **quick
             )

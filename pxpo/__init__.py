@@ -32,7 +32,6 @@ from .session import (
     new_session,
     resume,
     save,
-    skip,
 )
 from .update import update
 
@@ -43,5 +42,5 @@ __all__ = [
     "SegmentReward", "Segmenter", "Session", "Settings", "Snapshot", "Trajectory", "adapter",
     "annotate", "back", "finish", "generate", "learn", "load_lora", "load_model", "new_lora",
     "new_session", "paint_by_label", "painted_map", "resume", "rollout", "save", "save_lora",
-    "settings_for", "skip", "update",
+    "settings_for", "update",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from .card import write_folder
-from .config import EXPERIMENTS, Settings, checked, kind_of, settings_for
+from .config import EXPERIMENTS, PAINTED, Settings, checked, kind_of, settings_for
 from .errors import PxpoError, RunError, SettingError
 from .hub import pull, push
 from .models import DiffusionModel, load_model
@@ -35,7 +35,7 @@ from .rewards import (
     painted_map,
 )
 from .rollout import Progress
-from .session import Session, annotate, generate, learn, new_session, resume, save, skip
+from .session import Session, annotate, generate, learn, new_session, resume, save
 
 Result = TypeVar("Result")
 RewardOfStep = Callable[[Tensor, int], Tensor]
@@ -140,6 +140,8 @@ def start(options: argparse.Namespace) -> int:
     lora = pull(options.lora) if options.lora else None
     if lora:
         given = {"rank": lora.rank, **given}
+    if options.experiment == "paint" and options.map and not options.paper:
+        given = {**PAINTED, **given}
     settings = settings_for(options.experiment, paper=options.paper, **given)
     if lora and lora.rank != settings.rank:
         raise SettingError(
@@ -208,6 +210,9 @@ def make_reward(reward: dict[str, Any]) -> RewardOfStep:
         return lambda images, step: color(images)
     if reward["kind"] == "paint" and reward["maps"]:
         maps = [painted_map(read_picture(path)) for path in reward["maps"]]
+        for path, painted in zip(reward["maps"], maps, strict=True):
+            if not painted.any():
+                raise SettingError(f"nothing is painted on {path!r}; green is more, red is less.")
         return lambda images, step: maps[min(step, len(maps) - 1)].expand(len(images), -1, -1)
     segmenter = Segmenter(reward["segmenter"])
     if reward["kind"] == "segment":
@@ -254,10 +259,7 @@ def train(model: DiffusionModel, session: Session, described: dict[str, Any], fo
                 images = session.trajectory.images  # type: ignore[union-attr]
                 maps = reward(images, session.step)
                 heat = [heat_map(i, m) for i, m in zip(images, _fit(maps, images), strict=True)]
-                if maps.any():
-                    session = watched(learn(model, session, maps), "updating")
-                else:  # nothing to say about these images: look at others
-                    session = skip(session)
+                session = watched(learn(model, session, maps), "updating")
                 seconds = time.perf_counter() - started
                 session = annotate(session, **judged(session, judge), seconds=seconds)
                 save(session, folder)

@@ -6,6 +6,7 @@ Images' maps are (B, H, W), latents' maps (B, h, w). The order is: downsample, s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,14 +15,18 @@ from .config import Credit
 from .errors import RewardError
 
 
-def latent_credit(latent_reward: Tensor, settings: Credit) -> Tensor:
+def latent_credit(latent_reward: Tensor, settings: Credit, past: Sequence[Tensor] = ()) -> Tensor:
     """The weight A of each latent pixel's log-probability in Eq. 6: (B, h, w) to (B, h, w).
 
     `credit="pixel"` is PXPO, "image" is DDPO's one number per image (Eq. 2), spread evenly;
     `blur` leads from the one (0) to the other (infinity).
+    past: the rewards (B, h, w) of the run's earlier updates, for the baseline of that name.
     """
     radius = math.inf if settings.credit == "image" else settings.blur
-    return BASELINES[settings.baseline](smooth(latent_reward, radius))
+    smoothed = smooth(latent_reward, radius)
+    if settings.baseline == "past":
+        return against_past(smoothed, [smooth(earlier, radius) for earlier in past])
+    return BASELINES[settings.baseline](smoothed)
 
 
 def downsample(reward_map: Tensor, size: tuple[int, int]) -> Tensor:
@@ -74,10 +79,36 @@ def by_area(latent_reward: Tensor) -> Tensor:
     """
     peak = latent_reward.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
     credit = torch.zeros_like(latent_reward)
-    for part in (latent_reward.clamp(min=0), latent_reward.clamp(max=0)):
+    for part in _praise_and_blame(latent_reward):
         share = (part.abs() / peak).mean((1, 2), keepdim=True)
         credit += part / share.clamp(min=1e-12)
     return credit
+
+
+def against_past(latent_reward: Tensor, past: Sequence[Tensor]) -> Tensor:
+    """Praise and blame, each against half the mean of the earlier ones at the same place, and each
+    scaled to a root mean square of 1 over its image.
+
+    For pictures that are painted anew at each step: praise that is gone becomes blame, and blame
+    that is gone praise, so every picture says something of all that was ever painted. What stays
+    still counts half, because more of it is wanted. The scale makes each colour's gradient equally
+    noisy, however little of it there is.
+    """
+    credit = torch.zeros_like(latent_reward)
+    earlier = [_praise_and_blame(reward) for reward in past]
+    for sign, part in enumerate(_praise_and_blame(latent_reward)):
+        if earlier:
+            part = part - torch.stack([both[sign] for both in earlier]).mean(dim=0) / 2
+        size = part.square().mean((1, 2), keepdim=True).sqrt()
+        credit += part / size.clamp(min=1e-12)
+    return credit
+
+
+def _praise_and_blame(latent_reward: Tensor) -> tuple[Tensor, Tensor]:
+    """The positive and the negative part; what smoothing's rounding leaves is neither."""
+    rounding = 1e-6 * latent_reward.abs().amax((1, 2), keepdim=True)
+    clean = torch.where(latent_reward.abs() > rounding, latent_reward, 0.0)
+    return clean.clamp(min=0), clean.clamp(max=0)
 
 
 def smooth(latent_reward: Tensor, radius: float) -> Tensor:

@@ -32,9 +32,9 @@ from .errors import RewardError, RunError
 from .lora import Lora, adapter, new_lora, weights_of
 from .models import DiffusionModel
 from .rollout import Noise, Progress, Trajectory, derived_seed, rollout
-from .update import update
+from .update import Report, update
 
-FORMAT = 1
+FORMAT = 2
 """Version of the files that `save` writes."""
 
 SHOWING = "showing"
@@ -46,12 +46,14 @@ class Snapshot:
     """The run after some number of updates.
 
     optimizer: AdamW's state by parameter name and moment. shown: (K, H, W, 3) uint8, images on
-    noise that is the same at every step. metrics: numbers about the update that led here.
+    noise that is the same at every step. latent_reward: (B, h, w), the reward that led here; of no
+    images at the beginning. metrics: numbers about the update that led here.
     """
 
     lora: Lora
     optimizer: dict[str, Tensor]
     shown: Tensor
+    latent_reward: Tensor
     metrics: dict[str, float]
 
 
@@ -84,7 +86,8 @@ def new_session(
     lora = lora or new_lora(model, settings.rank, settings.seed)
     with adapter(model, lora):
         shown, judged = yield from _show(model, settings)
-    return Session(settings, model.name, (Snapshot(lora, {}, shown, {}),), judged)
+    nothing = torch.zeros(0, *model.latent_shape[1:])
+    return Session(settings, model.name, (Snapshot(lora, {}, shown, nothing, {}),), judged)
 
 
 def generate(model: DiffusionModel, session: Session) -> Generator[Progress, None, Session]:
@@ -103,8 +106,9 @@ def learn(
 ) -> Generator[Progress, None, Session]:
     """One update from the reward maps (B, H, W) of the images that `generate` made.
 
-    Raises RewardError for maps that do not fit or say nothing, DivergedError for a gradient that
-    is not finite; the session is then as it was.
+    Where they earn nothing, nothing is learnt, and the next images come from the next noise.
+    Raises RewardError for maps that do not fit, DivergedError for a gradient that is not finite;
+    the session is then as it was.
     """
     settings, trajectory = session.settings, session.trajectory
     if trajectory is None:
@@ -113,12 +117,19 @@ def learn(
         raise RewardError(
             f"there are {len(reward_maps)} reward maps for {len(trajectory.images)} images."
         )
-    if not reward_maps.any():
-        raise RewardError("the reward map is empty: there is nothing to learn from it.")
     latent_reward = downsample(reward_maps.float(), trajectory.size)
-    credit = latent_credit(latent_reward, settings)
-    silence = 1 - latent_reward.abs() / latent_reward.abs().max()
+    past = [snapshot.latent_reward for snapshot in session.history[1:]]
+    credit = latent_credit(latent_reward, settings, past)
+    silence = 1 - latent_reward.abs() / latent_reward.abs().max().clamp(min=1e-12)
     before = session.history[-1]
+    metrics = {
+        "reward": reward_maps.mean().item(),
+        "reward_std": reward_maps.mean((1, 2)).std(correction=0).item(),
+    }
+    if not credit.any():
+        metrics |= asdict(Report(0.0, 0.0))
+        snapshot = replace(before, latent_reward=latent_reward, metrics=metrics)
+        return replace(session, history=(*session.history, snapshot), trajectory=None)
     with adapter(model, before.lora) as parameters:
         optimizer = _optimizer(parameters, settings, before.optimizer)
         report = yield from update(
@@ -128,21 +139,8 @@ def learn(
         lora = replace(before.lora, weights=weights_of(parameters))
         state = _optimizer_state(parameters, optimizer)
         shown, judged = yield from _show(model, settings)
-    metrics = {
-        "reward": reward_maps.mean().item(),
-        "reward_std": reward_maps.mean((1, 2)).std(correction=0).item(),
-        **asdict(report),
-    }
-    snapshot = Snapshot(lora, state, shown, metrics)
+    snapshot = Snapshot(lora, state, shown, latent_reward, metrics | asdict(report))
     return replace(session, history=(*session.history, snapshot), trajectory=judged)
-
-
-def skip(session: Session) -> Session:
-    """A step in which nothing is learnt: the next images come from the next noise."""
-    newest = session.history[-1]
-    metrics = {"reward": 0.0, "reward_std": 0.0, "grad_norm": 0.0, "kl": 0.0}
-    snapshot = replace(newest, metrics=metrics)
-    return replace(session, history=(*session.history, snapshot), trajectory=None)
 
 
 def back(session: Session, step: int) -> Session:
@@ -306,7 +304,7 @@ def _digest(snapshot: Snapshot) -> str:
 
 
 def _packed(snapshot: Snapshot) -> tuple[dict[str, Tensor], dict[str, str]]:
-    tensors = {"shown": snapshot.shown}
+    tensors = {"shown": snapshot.shown, "latent_reward": snapshot.latent_reward}
     tensors |= {f"lora.{name}": value for name, value in snapshot.lora.weights.items()}
     tensors |= {f"optimizer.{name}": value for name, value in snapshot.optimizer.items()}
     lora = {"rank": snapshot.lora.rank, "alpha": snapshot.lora.alpha}
@@ -323,7 +321,8 @@ def _unpacked(path: Path) -> Snapshot:
 
     return Snapshot(
         Lora(**json.loads(metadata["lora"]), weights=part("lora.")),
-        part("optimizer."), tensors["shown"], json.loads(metadata["metrics"]),
+        part("optimizer."), tensors["shown"], tensors["latent_reward"],
+        json.loads(metadata["metrics"]),
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from .card import write_folder
-from .config import Settings, settings_for
+from .config import PAINTED, Settings, settings_for
 from .errors import RunError
 from .hub import push
 from .lora import FILE_NAME, Lora, adapter
@@ -47,9 +47,6 @@ SHOWN = 4  # images on fixed noise after each step: this seed's, and three held-
 MOST_STEPS = 100  # steps of one run
 IN_MEMORY = 8  # runs
 PAGE = "page.safetensors"
-PAINTING: dict[str, Any] = {"noise": "whole", "hold": 1.0}
-"""Where a person differs from the experiment's stand-in, who paints each picture anew: the paint
-stays for several steps, so the picture must too; more of it is held, lest it be over-fitted."""
 FILES = re.compile(rf"run\.json|{re.escape(PAGE)}|steps/[\w.-]+\.safetensors")
 
 
@@ -130,7 +127,7 @@ class Studio:
     def start(self, *, lora: Lora | None = None, **settings: Any) -> Generator[Progress, None, Run]:
         """A new run, with any of the settings of a painted one."""
         session = yield from new_session(
-            self.model, settings_for("paint", **{**PAINTING, "shown": SHOWN, **settings}), lora
+            self.model, settings_for("paint", **{**PAINTED, "shown": SHOWN, **settings}), lora
         )
         session = yield from generate(self.model, session)
         return self._keep(Run(secrets.token_urlsafe(12), session, Opinion.none(), {}))
@@ -151,9 +148,8 @@ class Studio:
         painting = run.session.settings
         session = replace(run.session, settings=self._settings(painting, wish.kind, settings))
         if wish.kind == "paint":
-            if paint is None:
+            if paint is None or not (maps := painted_map(paint)[None]).any():
                 raise RunError("nothing is painted; paint + (green) or − (red) first.")
-            maps = painted_map(paint)[None]
             judge: Reward = run.opinion.hear(interpolate(run.picture[None], maps.shape[1:]), maps)
         else:
             judge = self.reward(wish)
@@ -282,7 +278,7 @@ class Studio:
         """Those of `kind`'s experiment, for this run's prompt, seed and way of sampling."""
         fixed = ("prompt", "seed", "steps", "guidance_scale", "eta", "rank", "shown")
         preset = {name: getattr(session, name) for name in fixed}
-        preset |= PAINTING if kind == "paint" else {}
+        preset |= PAINTED if kind == "paint" else {}
         return settings_for(kind, **{**preset, **changes})
 
     def _folder(self, run_id: str) -> Path:

@@ -35,7 +35,6 @@ from pxpo import (  # noqa: E402
     paint_by_label,
     rollout,
     settings_for,
-    skip,
 )
 from pxpo.__main__ import quiet  # noqa: E402
 from pxpo.plots import strip, to_picture  # noqa: E402
@@ -67,8 +66,7 @@ def run(model: DiffusionModel, settings: Settings, reward, epochs: int | None = 
     session = finish(new_session(model, settings))
     for _ in range(epochs or settings.epochs):
         session = finish(generate(model, session))
-        maps = reward(session.trajectory.images)
-        session = finish(learn(model, session, maps)) if maps.any() else skip(session)
+        session = finish(learn(model, session, reward(session.trajectory.images)))
     return session
 
 

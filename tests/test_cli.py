@@ -63,7 +63,18 @@ def test_painting_from_a_picture(run, tmp_path, credit):
     small = [*SMALL[:2], *SMALL[4:], "--credit", credit]
     status, out = run("paint", "--map", str(painted(tmp_path / "p.png")), "--epochs", "1", *small)
     assert status == 0
-    assert resume(out).history[-1].metrics["reward"] == pytest.approx(0.5, abs=1e-6)
+    session = resume(out)
+    assert session.history[-1].metrics["reward"] == pytest.approx(0.5, abs=1e-6)
+    assert session.settings.noise == "whole"  # the picture that was painted stays
+
+
+def test_a_picture_without_paint_is_refused_before_anything_is_written(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+    out = tmp_path / "run"
+    status = cli.main(["paint", "--map", str(tmp_path / "black.png"), "--out", str(out)])
+    error = capsys.readouterr().err
+    assert status == 2 and "nothing is painted" in error and "black.png" in error
+    assert not out.exists()
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(run, model_folder, tmp_path):

@@ -37,7 +37,7 @@ ABOVE = [
 ]
 CHOICES = {
     "credit": ("pixel", "image"),
-    "baseline": ("none", "area", "global", "location"),
+    "baseline": ("none", "area", "global", "location", "past"),
     "step_weights": ("paper", "flat"),
     "unconditional": ("exact", "detached"),
     "noise": ("fresh", "start", "whole"),

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from torch.nn.functional import adaptive_avg_pool2d, conv2d
 
 from pxpo.config import Credit
-from pxpo.credit import by_area, downsample, latent_credit, per_location, smooth, standardise
+from pxpo.credit import (
+    against_past,
+    by_area,
+    downsample,
+    latent_credit,
+    per_location,
+    smooth,
+    standardise,
+)
 from pxpo.errors import RewardError
 
 sizes = st.tuples(st.integers(1, 24), st.integers(1, 24))
@@ -213,6 +221,57 @@ def test_by_area_leaves_an_empty_map_empty():
     assert torch.equal(by_area(torch.zeros(2, 4, 4)), torch.zeros(2, 4, 4))
 
 
+def corner(value: float, row: int, column: int) -> torch.Tensor:
+    reward = torch.zeros(1, 8, 8)
+    reward[0, row : row + 2, column : column + 2] = value
+    return reward
+
+
+def test_against_the_past_what_grew_is_praised_and_what_is_gone_blamed():
+    before, now = corner(2.0, 0, 0), corner(2.0, 0, 1)
+    credit = against_past(now, [before])[0]
+    gone, stays, grew = credit[0, 0], credit[0, 1], credit[0, 2]
+    assert gone < 0 < stays < grew
+    assert (stays / grew).item() == pytest.approx(0.5)
+    assert (gone / grew).item() == pytest.approx(-0.5)
+    assert torch.equal(against_past(-now, [-before])[0], -credit)
+
+
+def test_against_the_past_the_mean_of_all_earlier_maps_counts_half():
+    now, one, other = (random_map(seed, 1, 4, 4).abs() for seed in range(3))
+    change = now - (one + other) / 4
+    expected = change / change.square().mean().sqrt()
+    torch.testing.assert_close(against_past(now, [one, other]), expected)
+
+
+@pytest.mark.parametrize("past", [[], [corner(2.0, 0, 0) + corner(-2.0, 4, 4)]])
+def test_against_the_past_each_colour_is_equally_loud(past):
+    credit = against_past(corner(2.0, 1, 1) + corner(-2.0, 5, 1) + corner(-2.0, 5, 4), past)
+    for rows in (slice(0, 4), slice(4, 8)):  # praise above, blame below
+        assert credit[0, rows].square().sum().item() == pytest.approx(64)
+
+
+def test_against_the_past_each_image_has_a_past_of_its_own():
+    now, before = random_map(0, 2, 4, 4), random_map(1, 2, 4, 4)
+    alone = [against_past(now[i : i + 1], [before[i : i + 1]]) for i in range(2)]
+    torch.testing.assert_close(against_past(now, [before]), torch.cat(alone))
+
+
+def test_against_the_past_nothing_ever_said_earns_nothing():
+    empty = torch.zeros(2, 4, 4)
+    assert torch.equal(against_past(empty, []), empty)
+    assert torch.equal(against_past(empty, [empty, empty]), empty)
+
+
+@pytest.mark.parametrize("baseline", ["area", "past"])
+def test_what_smoothing_rounds_is_not_taken_for_paint(baseline):
+    green = torch.zeros(1, 16, 16)
+    green[0, 3:5, 3:9] = 2.0
+    settings = Credit(baseline=baseline, blur=1.5)
+    assert latent_credit(green, settings).min() >= 0
+    assert latent_credit(-green, settings).max() <= 0
+
+
 @pytest.mark.parametrize(
     ("baseline", "expected"),
     [
@@ -231,3 +290,11 @@ def test_latent_credit_smooths_then_takes_the_baseline(baseline, expected, credi
     settings = Credit(credit=credit, blur=blur, baseline=baseline)
     credited = latent_credit(latent_reward, settings)
     torch.testing.assert_close(credited, expected(smooth(latent_reward, radius)))
+
+
+@pytest.mark.parametrize(("credit", "radius"), [("pixel", 1.5), ("image", math.inf)])
+def test_latent_credit_smooths_the_past_as_well(credit, radius):
+    now, before = random_map(5, 3, 6, 4), random_map(6, 3, 6, 4)
+    settings = Credit(credit=credit, blur=1.5, baseline="past")
+    expected = against_past(smooth(now, radius), [smooth(before, radius)])
+    torch.testing.assert_close(latent_credit(now, settings, [before]), expected)

@@ -21,7 +21,6 @@ from pxpo import (
     resume,
     save,
     settings_for,
-    skip,
 )
 from pxpo.errors import RewardError, RunError
 from pxpo.lora import new_lora
@@ -46,6 +45,7 @@ def assert_same(one: Session, other: Session) -> None:
     assert one.settings == other.settings and one.step == other.step
     for a, b in zip(one.history, other.history, strict=True):
         assert torch.equal(a.shown, b.shown) and a.metrics == b.metrics
+        assert torch.equal(a.latent_reward, b.latent_reward)
         for left, right in ((a.lora.weights, b.lora.weights), (a.optimizer, b.optimizer)):
             assert left.keys() == right.keys()
             assert all(torch.equal(left[name], right[name]) for name in left)
@@ -142,14 +142,12 @@ def test_what_cannot_be_resumed_is_said(session, tmp_path):
         resume(tmp_path)
 
 
-def test_maps_that_do_not_fit_or_say_nothing_are_refused(model, session):
+def test_maps_that_do_not_fit_are_refused(model, session):
     with pytest.raises(RunError, match="generate"):
         finish(learn(model, session, torch.ones(2, 16, 16)))
     session = finish(generate(model, session))
     with pytest.raises(RewardError, match="3 reward maps for 2 images"):
         finish(learn(model, session, torch.ones(3, 16, 16)))
-    with pytest.raises(RewardError, match="empty"):
-        finish(learn(model, session, torch.zeros(2, 16, 16)))
 
 
 def test_a_cancelled_update_leaves_model_and_session_as_they_were(model, session):
@@ -211,11 +209,20 @@ def test_annotate_adds_numbers_to_the_newest_step(session):
     assert "shown_reward" not in session.history[-1].metrics
 
 
-def test_skipping_learns_nothing_but_brings_other_noise(model):
-    session = finish(new_session(model, settings(noise="start")))
-    first = finish(generate(model, session)).trajectory
-    skipped = skip(session)
-    second = finish(generate(model, skipped)).trajectory
+def test_maps_that_earn_nothing_bring_other_images_and_no_change(model):
+    session = finish(generate(model, finish(new_session(model, settings(noise="start")))))
+    empty = torch.zeros(2, *session.trajectory.images.shape[2:])
+    skipped = finish(learn(model, session, empty))
+    other = finish(generate(model, skipped)).trajectory
     assert skipped.step == 1 and skipped.lora is session.lora
-    assert torch.equal(first.latents[0], second.latents[0])
-    assert not torch.equal(first.noise, second.noise)
+    assert skipped.history[1].metrics["grad_norm"] == 0
+    assert torch.equal(session.trajectory.latents[0], other.latents[0])
+    assert not torch.equal(session.trajectory.noise, other.noise)
+
+
+@pytest.mark.parametrize(("baseline", "learns"), [("past", True), ("area", False)])
+def test_an_empty_map_says_something_against_the_past_alone(model, baseline, learns):
+    session = steps(model, finish(new_session(model, settings(baseline=baseline))), 1)
+    session = finish(generate(model, session))
+    empty = torch.zeros(2, *session.trajectory.images.shape[2:])
+    assert (finish(learn(model, session, empty)).lora is not session.lora) == learns

@@ -115,7 +115,7 @@ def test_stopping_in_the_middle_leaves_the_run_as_it_was(studio, run):
 def test_what_cannot_be_learnt_from_is_refused_and_nothing_is_lost(studio, run):
     for wish, layer, error in (
         (Wish("paint"), None, RunError),
-        (Wish("paint"), Image.new("RGBA", (8, 8)), RewardError),
+        (Wish("paint"), Image.new("RGBA", (8, 8)), RunError),
         (Wish("color", "no such colour"), None, RewardError),
         (Wish("segment", labels=("Unicorn",)), None, RewardError),
         (Wish("segment", labels=()), None, RewardError),
