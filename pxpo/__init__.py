@@ -16,6 +16,11 @@ are (B, 3, H, W) in [0, 1], reward maps (B, H, W), latent rewards and credits (B
 The way: prompt -> rollout -> trajectory -> images -> reward maps -> latent credit -> update.
 """
 
+import os
+
+# Else transformers warns that torchvision is missing, which nothing here needs.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
 from .config import EXPERIMENTS, Settings, settings_for
 from .errors import PxpoError
 from .lora import Lora, adapter, load_lora, new_lora, save_lora

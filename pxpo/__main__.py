@@ -6,7 +6,6 @@ import argparse
 import itertools
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -361,7 +360,6 @@ def watched(work: Generator[Progress, None, Result], name: str) -> Result:
 
 def quiet() -> None:
     """Leave the terminal to our own progress bars."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

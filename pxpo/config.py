@@ -175,7 +175,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "noise": "start",
         "baseline": "past",
         "learning_rate": 4e-3,
-        "hold": 0.02,
+        "hold": 0.03,
     },
 }
 """What each of the paper's three experiments changes of the defaults above. In "paint" each picture

@@ -86,22 +86,22 @@ def by_area(latent_reward: Tensor) -> Tensor:
 
 
 def against_past(latent_reward: Tensor, past: Sequence[Tensor]) -> Tensor:
-    """Praise and blame, each against half the mean of the earlier ones at the same place, and each
-    scaled to a root mean square of 1 over its image.
+    """Each image's praise, and its blame against half the mean of the earlier blame at each place.
 
-    For pictures that are painted anew at each step: praise that is gone becomes blame, and blame
-    that is gone praise, so every picture says something of all that was ever painted. What stays
-    still counts half, because more of it is wanted. The scale makes each colour's gradient equally
-    noisy, however little of it there is.
+    For pictures that are painted anew at each step: where what was blamed is gone, what came
+    instead is praised, so that it stays away; one picture without it would otherwise fall silent.
+    Each colour is in units of its root mean square, the blame's over all maps so far, so its
+    gradient is equally noisy however little of it there is, and praise for what is long gone fades.
     """
-    credit = torch.zeros_like(latent_reward)
-    earlier = [_praise_and_blame(reward) for reward in past]
-    for sign, part in enumerate(_praise_and_blame(latent_reward)):
-        if earlier:
-            part = part - torch.stack([both[sign] for both in earlier]).mean(dim=0) / 2
-        size = part.square().mean((1, 2), keepdim=True).sqrt()
-        credit += part / size.clamp(min=1e-12)
-    return credit
+    praise, blame = _praise_and_blame(latent_reward)
+    earlier = [_praise_and_blame(reward)[1] for reward in past]
+    expected = torch.stack(earlier).mean(dim=0) / 2 if earlier else 0.0
+    return praise / _size([praise]) + (blame - expected) / _size([*earlier, blame])
+
+
+def _size(maps: Sequence[Tensor]) -> Tensor:
+    """The root mean square (B, 1, 1) of each image over all the maps (B, h, w); never 0."""
+    return torch.stack(maps).square().mean((0, 2, 3)).sqrt().clamp(min=1e-12)[:, None, None]
 
 
 def _praise_and_blame(latent_reward: Tensor) -> tuple[Tensor, Tensor]:

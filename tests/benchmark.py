@@ -15,8 +15,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,26 +42,33 @@ def line(name: str, values: list[float], unit: str = "s") -> None:
     print(f"{name:<44} {middle:8.2f} {unit}   ({least:.2f} to {most:.2f})", flush=True)
 
 
-def opened(address: str) -> None:
-    """Wait for the server, then for the page in a browser, until its first picture is there."""
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser that is open already when the app starts, as a visitor's is; None without one."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        print("no Chromium: the page's own time is left out")
+        yield None
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        yield play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+
+
+def opened(address: str, browser: Any) -> None:
+    """Wait for the server, then for the page, until its first picture is there."""
     while True:
         try:
             urllib.request.urlopen(address, timeout=1).read()
             break
         except OSError:
             time.sleep(0.05)
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        print("no Chromium: the page's own time is left out")
-        return
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    if browser:
         page = browser.new_page()
         page.goto(address)
         page.locator("#slider img").first.wait_for()
-        browser.close()
+        page.close()
 
 
 def peak_memory(process: subprocess.Popen) -> float:
@@ -81,7 +90,7 @@ def main() -> None:
         for seed in range(repeats + 1)
     ]
     line(f"one image, {settings.steps} DDIM steps", images[1:])
-    with tempfile.TemporaryDirectory() as runs:
+    with tempfile.TemporaryDirectory() as runs, chromium() as browser:
         address = f"http://127.0.0.1:{PORT}"
         command = [sys.executable, "app.py", "--port", str(PORT), "--runs", runs]
         starts = []
@@ -89,7 +98,7 @@ def main() -> None:
             started = time.perf_counter()
             app = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
             try:
-                opened(address)
+                opened(address, browser)
                 starts.append(time.perf_counter() - started)
                 if len(starts) == 1:
                     continue

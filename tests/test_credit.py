@@ -227,26 +227,35 @@ def corner(value: float, row: int, column: int) -> torch.Tensor:
     return reward
 
 
-def test_against_the_past_what_grew_is_praised_and_what_is_gone_blamed():
-    before, now = corner(2.0, 0, 0), corner(2.0, 0, 1)
+def test_against_the_past_what_came_instead_of_the_blamed_is_praised():
+    before, now = corner(-2.0, 0, 0), corner(-2.0, 0, 1)
     credit = against_past(now, [before])[0]
-    gone, stays, grew = credit[0, 0], credit[0, 1], credit[0, 2]
-    assert gone < 0 < stays < grew
-    assert (stays / grew).item() == pytest.approx(0.5)
-    assert (gone / grew).item() == pytest.approx(-0.5)
-    assert torch.equal(against_past(-now, [-before])[0], -credit)
+    gone, stays, came = credit[0, 0], credit[0, 1], credit[0, 2]
+    assert came < stays < 0 < gone
+    assert (stays / came).item() == pytest.approx(0.5)
+    assert (gone / came).item() == pytest.approx(-0.5)
 
 
-def test_against_the_past_the_mean_of_all_earlier_maps_counts_half():
-    now, one, other = (random_map(seed, 1, 4, 4).abs() for seed in range(3))
+def test_against_the_past_praise_is_for_what_is_there_alone():
+    now = corner(2.0, 0, 1)
+    torch.testing.assert_close(against_past(now, [corner(2.0, 4, 4)]), against_past(now, []))
+
+
+def test_against_the_past_the_mean_of_all_earlier_blame_counts_half():
+    now, one, other = (-random_map(seed, 1, 4, 4).abs() for seed in range(3))
     change = now - (one + other) / 4
-    expected = change / change.square().mean().sqrt()
+    expected = change / torch.cat([now, one, other]).square().mean().sqrt()
     torch.testing.assert_close(against_past(now, [one, other]), expected)
 
 
-@pytest.mark.parametrize("past", [[], [corner(2.0, 0, 0) + corner(-2.0, 4, 4)]])
-def test_against_the_past_each_colour_is_equally_loud(past):
-    credit = against_past(corner(2.0, 1, 1) + corner(-2.0, 5, 1) + corner(-2.0, 5, 4), past)
+def test_against_the_past_praise_for_what_is_long_gone_fades():
+    blamed, empty = corner(-2.0, 0, 0), torch.zeros(1, 8, 8)
+    loudness = [against_past(empty, [blamed, *[empty] * gone])[0, 0, 0] for gone in (0, 1, 5)]
+    assert loudness[0] > loudness[1] > loudness[2] > 0
+
+
+def test_against_the_past_each_colour_is_equally_loud_at_first():
+    credit = against_past(corner(2.0, 1, 1) + corner(-2.0, 5, 1) + corner(-2.0, 5, 4), [])
     for rows in (slice(0, 4), slice(4, 8)):  # praise above, blame below
         assert credit[0, rows].square().sum().item() == pytest.approx(64)
 
