@@ -118,9 +118,12 @@ def learn(
             f"there are {len(reward_maps)} reward maps for {len(trajectory.images)} images."
         )
     latent_reward = downsample(reward_maps.float(), trajectory.size)
-    past = [snapshot.latent_reward for snapshot in session.history[1:]]
+    past = []
+    if settings.baseline == "past":  # maps of the same place, so what they said is still meant
+        past = [snapshot.latent_reward for snapshot in session.history[1:]]
     credit = latent_credit(latent_reward, settings, past)
-    silence = 1 - latent_reward.abs() / latent_reward.abs().max().clamp(min=1e-12)
+    said = torch.stack([latent_reward, *past]).abs().amax(dim=0)
+    silence = 1 - said / said.max().clamp(min=1e-12)
     before = session.history[-1]
     metrics = {
         "reward": reward_maps.mean().item(),

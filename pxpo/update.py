@@ -12,7 +12,7 @@ Departures from the paper, all of them settings:
 
 - Eq. 6 sums over time and pixels, Fig. 2's caption averages; we average. A latent pixel's
   log-probability is the sum over its channels (the paper does not say).
-- `baseline="location"` and `"area"` replace the paper's standardisation (`"global"`).
+- `baseline="location"`, `"area"` and `"past"` replace the paper's standardisation (`"global"`).
 - `step_weights="flat"` replaces |c / sigma|, which makes the last, detail-making steps the loudest,
   by 1, or by 1 / |d eps / d v| for a network that predicts v: in what the network predicts, each
   step is as loud as any other.

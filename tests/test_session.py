@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pxpo.session
 from pxpo import (
     Session,
     annotate,
@@ -26,6 +27,7 @@ from pxpo.errors import RewardError, RunError
 from pxpo.lora import new_lora
 from pxpo.models import DiffusionModel
 from pxpo.session import shown_noise, training_noise
+from pxpo.update import update
 
 
 def settings(**changes):
@@ -226,3 +228,26 @@ def test_an_empty_map_says_something_against_the_past_alone(model, baseline, lea
     session = finish(generate(model, session))
     empty = torch.zeros(2, *session.trajectory.images.shape[2:])
     assert (finish(learn(model, session, empty)).lora is not session.lora) == learns
+
+
+@pytest.mark.parametrize(("baseline", "forgets"), [("past", False), ("area", True)])
+def test_hold_leaves_what_was_painted_before_alone(model, monkeypatch, baseline, forgets):
+    silences = []
+
+    def listening(*arguments, silence, **options):
+        silences.append(silence)
+        return update(*arguments, silence=silence, **options)
+
+    monkeypatch.setattr(pxpo.session, "update", listening)
+    session = finish(new_session(model, settings(baseline=baseline)))
+    maps = torch.zeros(2, 8, 8)
+    for half in (slice(0, 4), slice(4, 8)):
+        session = finish(generate(model, session))
+        painted = maps.clone()
+        painted[:, half] = 2.0
+        session = finish(learn(model, session, painted))
+    rows = silences[0].shape[1]
+    upper, lower = (silences[1][:, part] for part in (slice(0, rows // 2), slice(rows // 2, None)))
+    assert silences[0][:, : rows // 2].max() == 0 and silences[0][:, rows // 2 :].min() == 1
+    assert lower.max() == 0
+    assert (upper == float(forgets)).all()
