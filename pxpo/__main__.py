@@ -74,7 +74,8 @@ def make_parser() -> argparse.ArgumentParser:
     paint = commands.add_parser("paint", help="painted feedback on one image a step")
     paint.add_argument(
         "--map", action="append", type=Path,
-        help="picture painted green (+2) and red (-2); repeat it for one per step, the last stays",
+        help="picture painted green (+2) and red (-2); repeat it for one per step, the last stays. "
+        f"Sets {', '.join(f'{name} {value}' for name, value in PAINTED.items())}",
     )  # fmt: skip
     paint.add_argument(
         "--more", action="append", default=[], help="a label to paint green by itself"

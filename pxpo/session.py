@@ -119,7 +119,7 @@ def learn(
         )
     latent_reward = downsample(reward_maps.float(), trajectory.size)
     past = []
-    if settings.baseline == "past":  # maps of the same place, so what they said is still meant
+    if settings.baseline == "past":  # what was painted once is meant from then on
         past = [snapshot.latent_reward for snapshot in session.history[1:]]
     credit = latent_credit(latent_reward, settings, past)
     said = torch.stack([latent_reward, *past]).abs().amax(dim=0)

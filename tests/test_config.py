@@ -3,7 +3,7 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from pxpo.config import EXPERIMENTS, Credit, Learning, Sampling, Settings, settings_for
+from pxpo.config import EXPERIMENTS, PAINTED, Credit, Learning, Sampling, Settings, settings_for
 from pxpo.errors import PxpoError, SettingError
 
 BELOW = [
@@ -174,6 +174,10 @@ def test_the_paper_preset_is_equation_6_unchanged(experiment, prompt, baseline):
 def test_painting_is_one_image_a_step():
     assert settings_for("paint").images == 1
     assert settings_for("paint").epochs == 15
+
+
+def test_paint_that_stays_wants_a_picture_that_stays():
+    assert settings_for("paint", **PAINTED).noise == "whole"
 
 
 def test_an_unknown_experiment_lists_the_known_ones():
