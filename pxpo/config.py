@@ -172,6 +172,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "prompt": "nature landscape",
         "images": 1,
         "epochs": 15,
+        "noise": "start",
         "baseline": "past",
         "learning_rate": 4e-3,
         "hold": 0.03,
@@ -192,7 +193,7 @@ more of it is held, lest its noise be over-fitted."""
 PAPER: Mapping[str, Mapping[str, Any]] = {
     "color": {"baseline": "global", "step_weights": "paper", "hold": 0.0},
     "segment": {"baseline": "global", "step_weights": "paper", "hold": 0.0},
-    "paint": {"baseline": "none", "step_weights": "paper", "hold": 0.0},
+    "paint": {"noise": "fresh", "baseline": "none", "step_weights": "paper", "hold": 0.0},
 }
 """The paper's exact recipe, Eq. 6 unchanged, on top of the experiment."""
 
