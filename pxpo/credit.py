@@ -101,7 +101,7 @@ def against_past(latent_reward: Tensor, past: Sequence[Tensor]) -> Tensor:
     return praise / _size([praise]) + blame_or_relief / _size([*earlier, blame])
 
 
-def _size(maps: Sequence[Tensor]) -> Tensor:
+def _size(maps: list[Tensor]) -> Tensor:
     """The root mean square (B, 1, 1) of each image over all the maps (B, h, w); never 0."""
     return torch.stack(maps).square().mean((0, 2, 3)).sqrt().clamp(min=1e-12)[:, None, None]
 
