@@ -111,7 +111,9 @@ class Learning(_Validated):
         0.0, "the gradient is clipped to this norm; 0 never clips", low=0.0
     )
     step_weights: str = _setting(
-        "flat", "how loud each step speaks: as in Eq. 6, or all alike", choices=("paper", "flat")
+        "flat",
+        "how loud each step speaks: as in Eq. 6, all alike, or as loud as its noise is large",
+        choices=("paper", "flat", "early"),
     )
     hold: float = _setting(
         0.0,
@@ -174,6 +176,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "epochs": 15,
         "noise": "start",
         "baseline": "past",
+        "step_weights": "early",
         "learning_rate": 4e-3,
         "hold": 0.03,
     },
@@ -184,6 +187,7 @@ is painted anew, by a segmenter in a person's stead."""
 PAINTED: Mapping[str, Any] = {
     "noise": "whole",
     "baseline": "area",
+    "step_weights": "flat",
     "learning_rate": 3e-3,
     "hold": 1.0,
 }

@@ -86,19 +86,17 @@ def by_area(latent_reward: Tensor) -> Tensor:
 
 
 def against_past(latent_reward: Tensor, past: Sequence[Tensor]) -> Tensor:
-    """Each image's praise and its blame; and praise, by the mean of the earlier blame at a place,
-    for what came there instead of what was blamed.
+    """Each image's praise, and its blame against half the mean of the earlier blame at each place.
 
-    For pictures that are painted anew at each step: one without anything to blame would otherwise
-    say nothing of what must stay away. Praise and blame are each in units of their root mean
-    square, the blame's over all maps so far, so the gradient of each is equally noisy however
-    little of it there is, and what is long gone fades.
+    For pictures that are painted anew at each step: what came instead of the blamed is praised, so
+    that it stays away; one picture with nothing to blame would otherwise say nothing of it. Praise
+    and blame are each in units of their root mean square, the blame's over all maps so far, so the
+    gradient of each is equally noisy however little of it there is, and what is long gone fades.
     """
     praise, blame = _praise_and_blame(latent_reward)
     earlier = [_praise_and_blame(reward)[1] for reward in past]
-    relief = -torch.stack(earlier).mean(dim=0) if earlier else 0.0
-    blame_or_relief = torch.where(blame < 0, blame, relief)
-    return praise / _size([praise]) + blame_or_relief / _size([*earlier, blame])
+    expected = torch.stack(earlier).mean(dim=0) / 2 if earlier else 0.0
+    return praise / _size([praise]) + (blame - expected) / _size([*earlier, blame])
 
 
 def _size(maps: list[Tensor]) -> Tensor:

@@ -15,7 +15,8 @@ Departures from the paper, all of them settings:
 - `baseline="location"`, `"area"` and `"past"` replace the paper's standardisation (`"global"`).
 - `step_weights="flat"` replaces |c / sigma|, which makes the last, detail-making steps the loudest,
   by 1, or by 1 / |d eps / d v| for a network that predicts v: in what the network predicts, each
-  step is as loud as any other.
+  step is as loud as any other. `"early"` multiplies that by sigma over its mean: the first steps,
+  which lay the picture out, then speak louder than the last.
 - `hold` adds a per-pixel KL divergence to the base model where the map says nothing.
 - `unconditional="detached"` and `timesteps` < 1 trade exactness for speed.
 
@@ -104,8 +105,10 @@ def accumulate_gradient(
     _check("silence", silence, (images, h, w))
     steps = _chosen_steps(schedule.sigma, learning.timesteps, generator)
     ratio = schedule.c / schedule.sigma  # -inf where sigma is 0: never chosen
-    if learning.step_weights == "flat":
+    if learning.step_weights != "paper":
         ratio = ratio.sign()
+        if learning.step_weights == "early":
+            ratio = ratio * schedule.sigma / schedule.sigma.mean()
         if model.prediction_type == "v_prediction":
             ratio = ratio / schedule.alpha.sqrt()  # eps = sqrt(alpha) v + sqrt(1 - alpha) x_t
     # With the unconditional half detached, guidance is a mere factor on the conditional one.

@@ -38,7 +38,7 @@ ABOVE = [
 CHOICES = {
     "credit": ("pixel", "image"),
     "baseline": ("none", "area", "global", "location", "past"),
-    "step_weights": ("paper", "flat"),
+    "step_weights": ("paper", "flat", "early"),
     "unconditional": ("exact", "detached"),
     "noise": ("fresh", "start", "whole"),
 }

@@ -30,6 +30,7 @@ from pxpo.update import accumulate_gradient, update
 
 PAPER = Learning(step_weights="paper")
 FLAT = Learning(step_weights="flat")
+EARLY = Learning(step_weights="early")
 IMAGES, STEPS, C, H, W, TOKENS, WIDTH = 3, 4, 2, 3, 5, 4, 6
 
 
@@ -169,8 +170,10 @@ def explicit_loss(model, trajectory, credit, learning, silence=None, chosen=None
     for index in chosen:
         at, x_t = trajectory.schedule[index], trajectory.latents[index]
         loudness = 1.0 if learning.step_weights == "paper" else (at.sigma / at.c).abs()
-        if learning.step_weights == "flat" and model.prediction_type == "v_prediction":
+        if learning.step_weights != "paper" and model.prediction_type == "v_prediction":
             loudness = loudness / at.alpha**0.5
+        if learning.step_weights == "early":
+            loudness = loudness * at.sigma / trajectory.schedule.sigma.mean()
         mean = step_mean(x_t, predicted(model, trajectory, index, learning), at)
         log_prob = pixel_log_prob(trajectory.latents[index + 1], mean, at.sigma)
         losses.append((-loudness * credit * log_prob).mean())
@@ -194,7 +197,7 @@ def assert_same(one: dict, other: dict, rtol: float = 1e-6) -> None:
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("hold", [0.0, 0.7])
-@pytest.mark.parametrize("step_weights", ["paper", "flat"])
+@pytest.mark.parametrize("step_weights", ["paper", "flat", "early"])
 def test_the_closed_form_is_the_gradient_of_the_explicit_loss(
     prediction_type, guidance_scale, hold, step_weights
 ):
@@ -282,9 +285,11 @@ def test_in_the_paper_late_steps_are_loudest_and_flat_makes_them_alike():
         learning.step_weights: (
             closed_form(model, trajectory, ones, learning)["eps"] / trajectory.noise
         ).abs().amax((1, 2, 3, 4))
-        for learning in (PAPER, FLAT)
+        for learning in (PAPER, FLAT, EARLY)
     }  # fmt: skip
     assert loudness["paper"].argmax() == 48
+    assert loudness["early"].argmax() == trajectory.schedule.sigma.argmax()
+    assert loudness["early"].mean().item() == pytest.approx(loudness["flat"].mean().item())
     torch.testing.assert_close(loudness["flat"], loudness["flat"][:1].expand(50))
     model.prediction_type = "v_prediction"  # d J / d v = d J / d eps * sqrt(alpha)
     of_eps = (closed_form(model, trajectory, ones, FLAT)["eps"] / trajectory.noise).abs()
