@@ -259,13 +259,14 @@ def train(model: DiffusionModel, session: Session, described: dict[str, Any], fo
                 images = session.trajectory.images  # type: ignore[union-attr]
                 maps = reward(images, session.step)
                 heat = [heat_map(i, m) for i, m in zip(images, _fit(maps, images), strict=True)]
-                session = watched(learn(model, session, maps), "updating")
+                learnt = watched(learn(model, session, maps), "updating")
                 seconds = time.perf_counter() - started
-                session = annotate(session, **judged(session, judge), seconds=seconds)
+                session = annotate(learnt, **judged(learnt, judge), seconds=seconds)
                 save(session, folder)
                 bar.update()
                 bar.set_postfix_str(f"reward {session.history[-1].metrics['shown_reward']:+.4f}")
     except KeyboardInterrupt:
+        save(session, folder)  # it may have come in the middle of this
         write_results(session, described, folder, heat)
         print(
             f"\nStopped after update {session.step}; all of it is kept. "
