@@ -178,7 +178,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "baseline": "past",
         "step_weights": "early",
         "learning_rate": 4e-3,
-        "hold": 0.03,
+        "hold": 0.06,
     },
 }
 """What each of the paper's three experiments changes of the defaults above. In "paint" each picture
