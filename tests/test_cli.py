@@ -136,6 +136,8 @@ def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(model_folder, tmp_path
          "--model", str(model_folder), "--out", str(out)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell's background jobs ignore it, and so do their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         while process.poll() is None and len(list(out.glob("steps/*.safetensors"))) < 3:
