@@ -41,7 +41,7 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.t)
 
-    def __getitem__(self, index: int) -> Schedule:
+    def __getitem__(self, index: int | Tensor) -> Schedule:
         return Schedule(self.t[index], self.alpha[index], self.alpha_prev[index], self.sigma[index])
 
     @property
@@ -119,6 +119,12 @@ def step_mean(x_t: Tensor, eps: Tensor, at: Schedule, x_0: Tensor | None = None)
 def step(x_t: Tensor, eps: Tensor, z: Tensor, at: Schedule, x_0: Tensor | None = None) -> Tensor:
     """One denoising step: x_prev (B, C, h, w), drawn with the noise `z`."""
     return step_mean(x_t, eps, at, x_0) + at.sigma * z
+
+
+def predicted_noise(x_t: Tensor, x_prev: Tensor, z: Tensor, at: Schedule) -> Tensor:
+    """The eps (B, C, h, w) that led from x_t to x_prev: `step` the other way round."""
+    kept = (at.alpha_prev / at.alpha) ** 0.5
+    return (x_prev - at.sigma * z - kept * x_t) / at.c
 
 
 def pixel_log_prob(x_prev: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .config import Learning
+from .ddim import predicted_noise
 from .errors import DivergedError, RewardError, SettingError
 from .models import DiffusionModel, without_lora
 from .rollout import Progress, Trajectory
@@ -131,7 +132,7 @@ def accumulate_gradient(
         cotangent = -weight * credit[image, None] * z[step, image]  # (P, C, h, w)
         kl = 0.0
         if learning.hold:
-            drift = _drift(model, x_t, t, cond, trajectory, None if detached else eps.detach())
+            drift = _drift(model, trajectory, step, image)
             pull = learning.hold * weight**2 * silence[image, None] * drift
             kl = 0.5 * (pull * drift).sum().item() / learning.hold
             cotangent = cotangent + pull
@@ -157,19 +158,17 @@ def accumulate_gradient(
 
 
 @torch.no_grad()
-def _drift(
-    model: DiffusionModel,
-    x_t: Tensor,
-    t: Tensor,
-    cond: Tensor,
-    trajectory: Trajectory,
-    eps: Tensor | None,
-) -> Tensor:
-    """What the LoRA changes of the guided noise (P, C, h, w), which is `eps` if that is known."""
-    inputs = (x_t, t, cond, trajectory.uncond, trajectory.guidance_scale)
-    eps = model.predict_noise(*inputs) if eps is None else eps
+def _drift(model: DiffusionModel, trajectory: Trajectory, step: Tensor, image: Tensor) -> Tensor:
+    """What the LoRA changed of the guided noise (P, C, h, w) when these pairs were sampled."""
+    latents, cond = trajectory.latents, trajectory.cond[image]
+    x_t = latents[step, image]
+    at = trajectory.schedule[step.view(-1, 1, 1, 1)]
+    guided = predicted_noise(x_t, latents[step + 1, image], trajectory.noise[step, image], at)
     with without_lora(model):
-        return (eps - model.predict_noise(*inputs)).cpu()
+        base = model.predict_noise(
+            x_t, at.t.flatten(), cond, trajectory.uncond, trajectory.guidance_scale
+        )
+    return guided - base.cpu()
 
 
 def _chosen_steps(sigma: Tensor, share: float, generator: torch.Generator | None) -> Tensor:

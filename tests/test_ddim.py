@@ -14,6 +14,7 @@ from pxpo.ddim import (
     make_schedule,
     noise_from_velocity,
     pixel_log_prob,
+    predicted_noise,
     step,
     step_mean,
 )
@@ -92,6 +93,16 @@ def test_c_is_the_slope_of_the_mean_in_the_noise(variant, eta):
         mean = step_mean(noise(1, ()).double(), eps, schedule[index])
         (slope,) = torch.autograd.grad(mean, eps)
         torch.testing.assert_close(schedule.c[index], slope, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("eta", [0.1, 1.0])
+@pytest.mark.parametrize("steps", [7, 50])
+def test_where_a_step_led_tells_the_noise_that_was_predicted(steps, eta):
+    schedule = make_schedule(stable_diffusion_scheduler(), steps, eta)
+    x, eps, z = noise(1), noise(2), noise(3)
+    for at in (schedule[index] for index in range(steps)):
+        told = predicted_noise(x, step(x, eps, z, at), z, at)
+        torch.testing.assert_close(told, eps, rtol=1e-4, atol=1e-4)
 
 
 def test_last_sigma_of_stable_diffusion_is_small_but_not_zero():
