@@ -169,7 +169,7 @@ class DiffusionModel:
                 raise SettingError(f"guidance_scale is {guidance_scale} and needs `uncond`.")
             inputs, times = torch.cat([x_t, x_t]), torch.cat([t, t])
             context = torch.cat([uncond.expand_as(cond), cond])
-        dtype = self.unet.dtype
+        dtype = self.unet.conv_in.weight.dtype  # `unet.dtype` walks through the whole network
         output = self.unet(inputs.to(dtype), times, context.to(self.device, dtype)).sample.float()
         if guided:
             without, with_prompt = output.chunk(2)
