@@ -141,8 +141,9 @@ class Settings(Sampling, Credit, Learning):
     epochs: int = _setting(10, "updates", low=1, high=100_000)
     noise: str = _setting(
         "fresh",
-        "noise of the next images: all new, the same start with new steps, or all the same",
-        choices=("fresh", "start", "whole"),
+        "noise of the next images: all new, the same start with new steps, that but with a new "
+        "start each third time, or all the same",
+        choices=("fresh", "start", "mixed", "whole"),
     )
     shown: int = _setting(
         4, "images on fixed noise, shown after each update: this seed's, then held-out ones",

@@ -166,14 +166,15 @@ def annotate(session: Session, **numbers: float) -> Session:
 def training_noise(settings: Settings, step: int, index: int) -> Noise:
     """The noise of image `index` of update `step`, as `settings.noise` says.
 
-    With "start" and "whole" the first image's x_T is that of `settings.seed` itself, so the
-    picture that is painted on is the one that a stock pipeline gives for this seed.
+    Unless all of it is fresh, the first image is the one that a stock pipeline gives for
+    `settings.seed`, and the next ones of this `index` have its x_T; with "mixed", two in three do.
     """
     fixed = settings.seed + index
-    if settings.noise == "whole" or (settings.noise == "start" and step == 0):
+    if settings.noise == "whole" or (settings.noise != "fresh" and step == 0):
         return Noise(fixed)
     drawn = derived_seed(settings.seed, step, 0, index)
-    return Noise(fixed if settings.noise == "start" else derived_seed(drawn), drawn)
+    kept = settings.noise == "start" or (settings.noise == "mixed" and step % 3 != 2)
+    return Noise(fixed if kept else derived_seed(drawn), drawn)
 
 
 def shown_noise(settings: Settings) -> list[Noise]:

@@ -40,7 +40,7 @@ CHOICES = {
     "baseline": ("none", "area", "global", "location", "past"),
     "step_weights": ("paper", "flat", "early"),
     "unconditional": ("exact", "detached"),
-    "noise": ("fresh", "start", "whole"),
+    "noise": ("fresh", "start", "mixed", "whole"),
 }
 NUMBERS = [entry.name for entry in fields(Settings) if isinstance(entry.default, int | float)]
 WHOLE = ["steps", "seed", "images", "epochs", "shown", "rank"]
