@@ -175,9 +175,10 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "prompt": "nature landscape",
         "images": 1,
         "epochs": 15,
-        "noise": "start",
+        "noise": "mixed",
         "baseline": "past",
         "step_weights": "early",
+        "unconditional": "detached",
         "learning_rate": 4e-3,
         "hold": 0.06,
     },
@@ -195,10 +196,12 @@ PAINTED: Mapping[str, Any] = {
 """What paint that stays for several steps changes of "paint": the picture must stay as well, and
 more of it is held, lest its noise be over-fitted."""
 
+_EQ_6 = {"step_weights": "paper", "unconditional": "exact", "hold": 0.0}
+
 PAPER: Mapping[str, Mapping[str, Any]] = {
-    "color": {"baseline": "global", "step_weights": "paper", "hold": 0.0},
-    "segment": {"baseline": "global", "step_weights": "paper", "hold": 0.0},
-    "paint": {"noise": "fresh", "baseline": "none", "step_weights": "paper", "hold": 0.0},
+    "color": {"baseline": "global", **_EQ_6},
+    "segment": {"baseline": "global", **_EQ_6},
+    "paint": {"noise": "fresh", "baseline": "none", **_EQ_6},
 }
 """The paper's exact recipe, Eq. 6 unchanged, on top of the experiment."""
 
