@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gc
 import hashlib
 import inspect
 import io
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
+gc.disable()  # nothing of what is imported is garbage; looking for it takes a fifth of the start
 
 import gradio as gr
 import torch
@@ -47,11 +49,13 @@ from pxpo.rewards.segmentation import CLOTHES
 from pxpo.session import SHOWING, write_whole
 from pxpo.studio import MOST_STEPS, Run, Studio, Wish
 
+gc.enable()
+
 PLUS, MINUS = "+ more (green)", "− less (red)"
 LESS, MORE = "less", "more"
 GREEN, RED = ("#00FF00", 0.6), ("#FF0000", 0.6)
 CANVAS = 512
-BETWEEN_PREVIEWS = 0.4  # seconds
+BETWEEN_SIGNS = 0.3  # seconds
 SETTLING = 10.0  # seconds that an editor may take to show what it was given
 EXAMPLES = [
     ("nature landscape", 12),
@@ -219,18 +223,15 @@ class Page:
 
     def progress(self, work: Iterator[Any], head: str, before: str = ""):  # noqa: ANN201
         """Show where `work` stands, and the picture as it is denoised; hand on its result."""
-        shown_at = 0.0
-        while True:
-            try:
-                at = next(work)
-            except StopIteration as end:
-                return end.value
+
+        def tell(at: Any) -> dict[str, Any]:
             update: dict[str, Any] = {"status": f"{head}: {at.phase} {at.done}/{at.total}"}
-            if before and at.phase == SHOWING and time.monotonic() > shown_at + BETWEEN_PREVIEWS:
+            if before and at.phase == SHOWING:
                 preview = self.studio.model.decode(at.latents[:1])[0]
                 update["slider"] = (before, served(large(preview)))
-                shown_at = time.monotonic()
-            yield update
+            return update
+
+        return (yield from signs(work, tell))
 
     def start(
         self, prompt: str, seed: int, *sampling: Any, lora: Lora | None = None
@@ -619,6 +620,20 @@ class Page:
         )  # fmt: skip
 
 
+def signs(work: Iterator[Any], tell: Callable[[Any], Any]):  # noqa: ANN201
+    """`tell` of where `work` stands, now and then, as each costs the server some of the time that
+    the work is meant to have; hand on its result."""
+    due = 0.0
+    while True:
+        try:
+            at = next(work)
+        except StopIteration as end:
+            return end.value
+        if time.monotonic() >= due:
+            yield tell(at)
+            due = time.monotonic() + BETWEEN_SIGNS
+
+
 def pushed(
     studio: Studio, run_id: str, repo: str, private: bool, with_base: bool, typed: str,
     login: gr.OAuthToken | None,
@@ -631,13 +646,8 @@ def pushed(
     token = login.token if login else typed.strip() or None
     with spoken():
         work = studio.push(run_id, repo.strip(), token=token, private=private, with_base=with_base)
-        while True:
-            try:
-                at = next(work)
-            except StopIteration as end:
-                yield f"Pushed: [{repo.strip()}]({end.value})"
-                return
-            yield f"{at.phase} {at.done}/{at.total}"
+        link = yield from signs(work, lambda at: f"{at.phase} {at.done}/{at.total}")
+        yield f"Pushed: [{repo.strip()}]({link})"
 
 
 def saved(make: Callable[[str], Path], run_id: str) -> str:
@@ -677,13 +687,8 @@ def api(studio: Studio) -> None:
     answers = [run_out, report, picture]
 
     def waiting(work: Iterator[Any]):  # noqa: ANN202
-        """Hand control back at every step of the work, so that a client can cancel it."""
-        while True:
-            try:
-                next(work)
-            except StopIteration as end:
-                return end.value
-            yield (gr.skip(),) * len(answers)
+        """Hand control back now and then, so that a client can cancel the work."""
+        return (yield from signs(work, lambda at: (gr.skip(),) * len(answers)))
 
     def answer(run: Run) -> tuple[str, dict[str, Any], Image.Image]:
         report = {"step": run.step, "reward": run.wish and run.wish.name,
@@ -845,6 +850,9 @@ def main() -> None:
         )  # fmt: skip
     parser.add_argument("--share", action="store_true", help="a public link for 72 hours")
     options = parser.parse_args()
+    # A core is left to the server and to a browser on the same machine: where another keeps one
+    # of torch's threads waiting, all of them wait, and a step takes twice as long.
+    torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     model, segmenter, note = on_model_thread(open_models)(options.model, options.segmenter)
     studio = Studio(model, segmenter, options.runs)
     launch(

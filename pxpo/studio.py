@@ -43,7 +43,7 @@ from .rewards import ColorReward, Opinion, Reward, Segmenter, SegmentReward, pai
 from .rollout import Progress
 from .session import Session, back, generate, learn, new_session, resume, save, write_whole
 
-SHOWN = 4  # images on fixed noise after each step: this seed's, and three held-out ones
+SHOWN = 3  # images on fixed noise after each step: this seed's, and two held-out ones
 MOST_STEPS = 100  # steps of one run
 IN_MEMORY = 8  # runs
 PAGE = "page.safetensors"
