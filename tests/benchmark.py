@@ -39,7 +39,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def line(name: str, values: list[float], unit: str = "s") -> None:
     middle, least, most = statistics.median(values), min(values), max(values)
-    print(f"{name:<44} {middle:8.2f} {unit}   ({least:.2f} to {most:.2f})", flush=True)
+    print(f"{name:<50} {middle:8.2f} {unit}   ({least:.2f} to {most:.2f})", flush=True)
 
 
 @contextmanager
@@ -56,8 +56,8 @@ def chromium() -> Iterator[Any]:
         yield play.chromium.launch(executable_path=path, args=["--no-sandbox"])
 
 
-def opened(address: str, browser: Any) -> None:
-    """Wait for the server, then for the page, until its first picture is there."""
+def opened(address: str, browser: Any) -> Any:
+    """Wait for the server, then for the page, until its first picture is there: the page."""
     while True:
         try:
             urllib.request.urlopen(address, timeout=1).read()
@@ -68,7 +68,22 @@ def opened(address: str, browser: Any) -> None:
         page = browser.new_page()
         page.goto(address)
         page.locator("#slider img").first.wait_for()
-        page.close()
+        return page
+    return None
+
+
+def steps_on(page: Any, count: int) -> list[float]:
+    """Seconds from pressing Step, on the paint that is there, to the status that says: done."""
+    page.wait_for_timeout(5000)  # the editor takes the picture and its paint in
+    return [seconds(lambda: step_on(page, 1 + number)) for number in range(count)]  # noqa: B023
+
+
+def step_on(page: Any, number: int) -> None:
+    page.locator("#step").click()
+    page.wait_for_function(
+        "(said) => document.querySelector('#status textarea').value.startsWith(said)",
+        arg=f"Step {number} ·", timeout=120_000,
+    )  # fmt: skip
 
 
 def peak_memory(process: subprocess.Popen) -> float:
@@ -98,10 +113,13 @@ def main() -> None:
             started = time.perf_counter()
             app = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
             try:
-                opened(address, browser)
+                page = opened(address, browser)
                 starts.append(time.perf_counter() - started)
                 if len(starts) == 1:
                     continue
+                if browser:
+                    on_page = steps_on(page, repeats + 1)
+                    page.close()
                 client, paint = Client(address, verbose=False), handle_file(PAINT)
                 run = client.predict(settings.prompt, seed=12, api_name="/generate")[0]
                 steps = [
@@ -114,6 +132,9 @@ def main() -> None:
                 app.wait()
     line("from `python app.py` to the first picture", starts)
     line("a painted step: update, next picture, curves", steps[1:])
+    if browser:
+        line("the visitor's first step, the run's start included", on_page[:1])
+        line("a painted step, page open on the same cores", on_page[1:])
     line("the app's memory at its peak", [peak], "GiB")
 
 
