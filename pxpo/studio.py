@@ -43,6 +43,7 @@ from .rewards import ColorReward, Opinion, Reward, Segmenter, SegmentReward, pai
 from .rollout import Progress
 from .session import Session, back, generate, learn, new_session, resume, save, write_whole
 
+MOST_BEGUN = 16  # beginnings in memory
 SHOWN = 3  # images on fixed noise after each step: this seed's, and two held-out ones
 MOST_STEPS = 100  # steps of one run
 IN_MEMORY = 8  # runs
@@ -122,15 +123,28 @@ class Studio:
         self.model, self.segmenter, self.folder = model, segmenter, Path(folder)
         self.most_bytes = most_bytes
         self._recent: OrderedDict[str, Run] = OrderedDict()
+        self._begun: dict[Settings, Session] = {}
         self._lock = threading.Lock()
 
     def start(self, *, lora: Lora | None = None, **settings: Any) -> Generator[Progress, None, Run]:
         """A new run, with any of the settings of a painted one."""
-        session = yield from new_session(
-            self.model, settings_for("paint", **{**PAINTED, "shown": SHOWN, **settings}), lora
-        )
-        session = yield from generate(self.model, session)
+        session = yield from self.begin(lora, **settings)
         return self._keep(Run(secrets.token_urlsafe(12), session, Opinion.none(), {}))
+
+    def begin(
+        self, lora: Lora | None = None, **settings: Any
+    ) -> Generator[Progress, None, Session]:
+        """A run's beginning; that of an example, which many begin with, is made once."""
+        chosen = settings_for("paint", **{**PAINTED, "shown": SHOWN, **settings})
+        if lora is None and chosen in self._begun:
+            return self._begun[chosen]
+        session = yield from new_session(self.model, chosen, lora)
+        session = yield from generate(self.model, session)
+        if lora is None:
+            self._begun[chosen] = session
+            if len(self._begun) > MOST_BEGUN:
+                self._begun.pop(next(iter(self._begun)))
+        return session
 
     def step(
         self, run_id: str, wish: Wish, paint: Image.Image | None = None, **settings: Any

@@ -149,6 +149,19 @@ def test_runs_do_not_touch_each_other(studio):
     assert same(between.session, other.session)
 
 
+def test_a_beginning_is_made_once_for_all_who_begin_so(studio, run, monkeypatch):
+    again = studio.start(**SMALL)
+    with pytest.raises(StopIteration) as end:
+        next(again)
+    other = end.value.value
+    assert other.id != run.id and other.session is run.session
+    finish(studio.step(other.id, Wish("paint"), paint()))
+    assert studio.run(run.id).step == 0
+    monkeypatch.setattr(pxpo.studio, "MOST_BEGUN", 1)
+    for seed in (5, 0, 5):  # another's, and then this one anew
+        assert list(studio.start(**SMALL | {"seed": seed}))
+
+
 def test_memory_is_bounded_and_what_was_forgotten_is_read_again(studio, monkeypatch):
     monkeypatch.setattr(pxpo.studio, "IN_MEMORY", 2)
     runs = [finish(studio.start(seed=seed, **SMALL)) for seed in range(4)]
