@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import answers, free_port
 from hub_server import Hub
 from packaging.requirements import Requirement
 
@@ -137,25 +135,6 @@ def test_the_readme_s_commands_push_the_space_and_it_starts_from_what_arrived(tm
         process.wait(20)
         hub.shutdown()
         hub.server_close()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def answers(url: str, process: subprocess.Popen, seconds: float = 90) -> None:
-    """Wait until the app serves its page."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the app has stopped"
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise TimeoutError(url)
 
 
 @pytest.fixture
