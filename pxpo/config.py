@@ -180,7 +180,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "step_weights": "early",
         "unconditional": "detached",
         "learning_rate": 4e-3,
-        "hold": 0.06,
+        "hold": 0.12,
     },
 }
 """What each of the paper's three experiments changes of the defaults above. In "paint" each picture
