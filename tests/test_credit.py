@@ -193,6 +193,16 @@ def test_the_rounding_of_a_uniform_map_is_not_taken_for_a_difference(value):
     torch.testing.assert_close(standardise(latent_reward), torch.zeros(1, 7, 9), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("baseline", ["area", "past"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_a_blur_rounds_is_not_taken_for_paint_of_the_other_colour(baseline, sign):
+    painted = torch.zeros(1, 32, 32)
+    painted[:, :2, :3] = 2.0 * sign
+    assert (smooth(painted, 1.0) * sign).min() < 0
+    credit = latent_credit(painted, Credit(baseline=baseline, blur=1.0))
+    assert (credit * sign).min() == 0 and (credit * sign).max() > 1
+
+
 def test_the_rounding_of_equal_maps_is_not_taken_for_a_difference():
     latent_reward = random_map(0, 1, 16, 16).float().repeat(10, 1, 1)
     credit = per_location(latent_reward)
