@@ -20,6 +20,9 @@ import os
 
 # Else transformers warns that torchvision is missing, which nothing here needs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Else OpenMP's threads wait for one another without letting go of their cores: two of them beside
+# other work take nearly three times as long, and alone no less. Read as torch loads.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 from .config import EXPERIMENTS, Settings, settings_for
 from .errors import PxpoError

@@ -21,11 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pxpo import Noise, finish, load_model, rollout, settings_for  # noqa: E402
+from pxpo import (  # noqa: E402
+    DiffusionModel,
+    Noise,
+    finish,
+    learn,
+    load_model,
+    new_session,
+    painted_map,
+    rollout,
+    settings_for,
+)
+from pxpo.config import PAINTED  # noqa: E402
 
 PORT = 7899
 PAINT = ROOT / "assets" / "opening" / "paint.png"
@@ -39,7 +51,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def line(name: str, values: list[float], unit: str = "s") -> None:
     middle, least, most = statistics.median(values), min(values), max(values)
-    print(f"{name:<50} {middle:8.2f} {unit}   ({least:.2f} to {most:.2f})", flush=True)
+    print(f"{name:<54} {middle:8.2f} {unit}   ({least:.2f} to {most:.2f})", flush=True)
 
 
 @contextmanager
@@ -86,6 +98,18 @@ def step_on(page: Any, number: int) -> None:
     )  # fmt: skip
 
 
+def updates(model: DiffusionModel, count: int) -> list[float]:
+    """Seconds of each update from a painted picture, the next picture included."""
+    session = finish(new_session(model, settings_for("paint", **PAINTED, shown=1)))
+    maps = painted_map(Image.open(PAINT))[None]
+    times = []
+    for _ in range(count):
+        started = time.perf_counter()
+        session = finish(learn(model, session, maps))
+        times.append(time.perf_counter() - started)
+    return times
+
+
 def peak_memory(process: subprocess.Popen) -> float:
     """GiB of the process at its largest (Linux)."""
     status = Path(f"/proc/{process.pid}/status").read_text()
@@ -105,6 +129,7 @@ def main() -> None:
         for seed in range(repeats + 1)
     ]
     line(f"one image, {settings.steps} DDIM steps", images[1:])
+    line("an update and the next image", updates(model, repeats + 1)[1:])
     with tempfile.TemporaryDirectory() as runs, chromium() as browser:
         address = f"http://127.0.0.1:{PORT}"
         command = [sys.executable, "app.py", "--port", str(PORT), "--runs", runs]
@@ -131,7 +156,7 @@ def main() -> None:
                 app.terminate()
                 app.wait()
     line("from `python app.py` to the first picture", starts)
-    line("a painted step: update, next picture, curves", steps[1:])
+    line("a painted step by the API: that, and held-out seeds", steps[1:])
     if browser:
         line("the visitor's first step, the run's start included", on_page[:1])
         line("a painted step, page open on the same cores", on_page[1:])
