@@ -37,7 +37,6 @@ from pxpo import (
     PxpoError,
     Segmenter,
     Settings,
-    finish,
     load_lora,
     load_model,
     painted_map,
@@ -314,8 +313,6 @@ class Page:
             yield self.view(run, f"Here is your run again, at step {run.step}.")
         elif self.has_example:
             yield {"run": "", "status": "An example: press Step, or paint something else."}
-            prompt, seed = EXAMPLES[0]  # meanwhile, what the first step begins with
-            MODEL_THREAD.submit(lambda: finish(self.studio.begin(prompt=prompt, seed=seed)))
         else:
             yield from self.start(*EXAMPLES[0], None, None, None)
 

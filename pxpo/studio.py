@@ -128,10 +128,10 @@ class Studio:
 
     def start(self, *, lora: Lora | None = None, **settings: Any) -> Generator[Progress, None, Run]:
         """A new run, with any of the settings of a painted one."""
-        session = yield from self.begin(lora, **settings)
+        session = yield from self._begin(lora, **settings)
         return self._keep(Run(secrets.token_urlsafe(12), session, Opinion.none(), {}))
 
-    def begin(
+    def _begin(
         self, lora: Lora | None = None, **settings: Any
     ) -> Generator[Progress, None, Session]:
         """A run's beginning; that of an example, which many begin with, is made once."""
