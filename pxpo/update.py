@@ -19,7 +19,7 @@ Departures from the paper, all of them settings:
   which lay the picture out, then speak louder than the last.
 - `hold` adds a per-pixel KL divergence to the base model where the map says nothing.
 - `unconditional="detached"` and `timesteps` < 1 trade exactness for speed; from paint, the former
-  also learns better (README, Measured).
+  learns no worse (README, Measured).
 
 The preset "paper" of config.py has none of the last four.
 """
