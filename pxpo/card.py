@@ -13,15 +13,17 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from matplotlib.figure import Figure
 
 from .lora import save_lora
 from .models import TINY_WORLD
 from .plots import evolution, to_picture
 from .session import Session, shown_noise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LICENSES = {
     "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GREEN, RED = (20, 150, 70), (205, 40, 50)
 INK, PAPER = (35, 38, 47), (255, 255, 255)
@@ -83,10 +84,13 @@ def reward_curve(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str = "", of: str = "step"
 ) -> Figure:
     """Mean reward against updates, one line per name: (means, standard deviations over images)."""
+    import matplotlib.figure  # here, as it would be a twentieth of the app's start
+    import matplotlib.ticker
+
     with matplotlib.rc_context(
         {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
     ):
-        figure = Figure(figsize=(7, 3.6), layout="constrained", dpi=120)
+        figure = matplotlib.figure.Figure(figsize=(7, 3.6), layout="constrained", dpi=120)
         axes = figure.subplots()
         for number, (name, (means, deviations)) in enumerate(lines.items()):
             x = np.arange(len(means))
@@ -98,7 +102,7 @@ def reward_curve(
         axes.set_xlabel(of)
         axes.set_ylabel("mean reward per pixel (± over images)")
         axes.set_title(title, loc="left")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         if len(lines) > 1:
             axes.legend(frameon=False)
