@@ -127,7 +127,8 @@ def test_the_readme_s_commands_push_the_space_and_it_starts_from_what_arrived(tm
         (there / name).write_bytes(content)
     port = free_port()
     environment |= {"PXPO_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "app.py"], cwd=there, env=environment)
+    python = os.environ.get("SPACE_PYTHON", sys.executable)  # one with requirements.txt alone
+    process = subprocess.Popen([python, "app.py"], cwd=there, env=environment)
     try:
         answers(f"http://127.0.0.1:{port}", process)
     finally:
