@@ -121,6 +121,9 @@ class Learning(_Validated):
         low=0.0,
         high=1000.0,
     )
+    hold_painted: float = _setting(
+        0.0, "how much of that pull is left where the map says most", low=0.0, high=1.0
+    )
     unconditional: str = _setting(
         "exact",
         "guidance's unconditional half: with its gradient, or detached (a third faster)",
@@ -180,7 +183,8 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "step_weights": "early",
         "unconditional": "detached",
         "learning_rate": 4e-3,
-        "hold": 0.12,
+        "hold": 0.06,
+        "hold_painted": 0.25,
     },
 }
 """What each of the paper's three experiments changes of the defaults above. In "paint" each picture
@@ -192,6 +196,7 @@ PAINTED: Mapping[str, Any] = {
     "step_weights": "flat",
     "learning_rate": 3e-3,
     "hold": 1.0,
+    "hold_painted": 0.0,
 }
 """What paint that stays for several steps changes of "paint": the picture must stay as well, and
 more of it is held, lest its noise be over-fitted."""

@@ -123,7 +123,7 @@ def learn(
         past = [snapshot.latent_reward for snapshot in session.history[1:]]
     credit = latent_credit(latent_reward, settings, past)
     said = torch.stack([latent_reward, *past]).abs().amax(dim=0)
-    silence = 1 - said / said.max().clamp(min=1e-12)
+    silence = 1 - (1 - settings.hold_painted) * said / said.max().clamp(min=1e-12)
     before = session.history[-1]
     metrics = {
         "reward": reward_maps.mean().item(),

@@ -17,7 +17,8 @@ Departures from the paper, all of them settings:
   by 1, or by 1 / |d eps / d v| for a network that predicts v: in what the network predicts, each
   step is as loud as any other. `"early"` multiplies that by sigma over its mean: the first steps,
   which lay the picture out, then speak louder than the last.
-- `hold` adds a per-pixel KL divergence to the base model where the map says nothing.
+- `hold` adds a per-pixel KL divergence to the base model where the map says nothing, and by
+  `hold_painted` where it does: else what is praised goes on changing after it is there.
 - `unconditional="detached"` and `timesteps` < 1 trade exactness for speed; from paint, the former
   learns no worse (README, Measured).
 
