@@ -82,6 +82,10 @@ CSS = """
 :root {--color-accent: var(--primary-600)}
 .dark {--color-accent: var(--primary-400)}
 @media (max-width: 1024px) {#ed {height: 420px !important}}
+@media (max-width: 640px) {
+    #history, #history .grid-wrap {height: 270px !important; max-height: none}
+    #history .grid-container {grid-template-columns: repeat(3, 1fr) !important}
+}
 footer {display: none !important}
 """
 
@@ -404,7 +408,7 @@ class Page:
                         self.labels_want = gr.Radio([LESS, MORE], value=LESS, label="Want")
                 self.tabs = {"paint": paint_tab, "color": color_tab, "segment": segment_tab}
         self.history = gr.Gallery(
-            label="Steps: click one to go back to it, weights and all", columns=8,
+            label="Steps: click one to go back to it", columns=8,
             fit_columns=False, height=210, interactive=False, allow_preview=False,
             object_fit="contain", elem_id="history", format="png", buttons=[], visible=False,
         )  # fmt: skip
