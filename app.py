@@ -81,10 +81,12 @@ CSS = """
 #tabs button {padding-inline: 0.5rem}
 :root {--color-accent: var(--primary-600)}
 .dark {--color-accent: var(--primary-400)}
-@media (max-width: 1024px) {#ed {height: 420px !important}}
-@media (max-width: 640px) {
-    #history, #history .grid-wrap {height: 270px !important; max-height: none}
-    #history .grid-container {grid-template-columns: repeat(3, 1fr) !important}
+@media (max-width: 1024px) {
+    #ed {height: 420px !important}
+    #history, #history .grid-wrap {height: 280px !important; max-height: none}
+    #history .grid-container {
+        grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)) !important
+    }
 }
 footer {display: none !important}
 """
