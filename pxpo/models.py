@@ -101,7 +101,10 @@ class DiffusionModel:
         self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval().to(device)
         self.unet = pipeline.unet.requires_grad_(False).eval().to(device)
         self.vae = pipeline.vae.requires_grad_(False).eval().to(device)
-        self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        # Only schedulers that can clip say whether they do; DDIM would take silence for a yes.
+        self.scheduler = DDIMScheduler.from_config(
+            {"clip_sample": False, **pipeline.scheduler.config}
+        )
         self.prediction_type = self.scheduler.config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise ModelError(

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from conftest import random_pipeline
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from transformers import CLIPTokenizer
 
 from pxpo.errors import ModelError, PxpoError, SettingError
@@ -219,6 +220,15 @@ def test_an_inpainting_folder_is_refused_when_loaded(tmp_path):
 def test_an_unknown_prediction_type_is_refused():
     with pytest.raises(ModelError, match="'random' predicts 'sample'"):
         wrapped("sample")
+
+
+@pytest.mark.parametrize("kind", [PNDMScheduler, EulerDiscreteScheduler])
+def test_a_scheduler_that_knows_no_clipping_is_not_taken_for_one_that_clips(kind):
+    pipeline = random_pipeline()
+    pipeline.scheduler = kind(beta_schedule="scaled_linear")
+    assert not DiffusionModel(pipeline, "cpu", "unclipped").scheduler.config.clip_sample
+    pipeline.scheduler = DDIMScheduler()  # clips unless told otherwise
+    assert DiffusionModel(pipeline, "cpu", "clipped").scheduler.config.clip_sample
 
 
 def test_half_precision_takes_the_half_sized_files(tmp_path):
