@@ -49,7 +49,7 @@ from pxpo.rewards.segmentation import CLOTHES
 from pxpo.session import SHOWING, write_whole
 from pxpo.studio import MOST_STEPS, Run, Studio, Wish
 
-gc.freeze()
+gc.freeze()  # nor is it looked for later
 gc.enable()
 
 PLUS, MINUS = "+ more (green)", "− less (red)"
