@@ -115,6 +115,12 @@ class Learning(_Validated):
         "how loud each step speaks: as in Eq. 6, all alike, or as loud as its noise is large",
         choices=("paper", "flat", "early"),
     )
+    step_noise: str = _setting(
+        "drawn",
+        "whose noise a step answers for: the one drawn (Eq. 6), or its mean given the finished "
+        "picture, which is less noisy",
+        choices=("drawn", "expected"),
+    )
     hold: float = _setting(
         0.0,
         "pull towards the base model where the map says nothing (per-pixel KL)",
@@ -193,7 +199,8 @@ is painted anew, by a segmenter in a person's stead."""
 PAINTED: Mapping[str, Any] = {
     "noise": "whole",
     "baseline": "area",
-    "step_weights": "flat",
+    "step_noise": "expected",
+    "timesteps": 0.5,
     "learning_rate": 3e-3,
     "hold": 1.0,
     "hold_painted": 0.0,
@@ -201,7 +208,7 @@ PAINTED: Mapping[str, Any] = {
 """What paint that stays for several steps changes of "paint": the picture must stay as well, and
 more of it is held, lest its noise be over-fitted."""
 
-_EQ_6 = {"step_weights": "paper", "unconditional": "exact", "hold": 0.0}
+_EQ_6 = {"step_weights": "paper", "step_noise": "drawn", "unconditional": "exact", "hold": 0.0}
 
 PAPER: Mapping[str, Mapping[str, Any]] = {
     "color": {"baseline": "global", **_EQ_6},

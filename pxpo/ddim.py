@@ -127,6 +127,16 @@ def predicted_noise(x_t: Tensor, x_prev: Tensor, z: Tensor, at: Schedule) -> Ten
     return (x_prev - at.sigma * z - kept * x_t) / at.c
 
 
+def expected_step_noise(x_t: Tensor, x_0: Tensor, eps: Tensor, at: Schedule) -> Tensor:
+    """E[z | x_t, x_0] (B, C, h, w): the step noise that the finished x_0 speaks for, at eta = 1.
+
+    That of the posterior q(x_prev | x_t, x_0) (Ho et al., arXiv 2006.11239, Eq. 7), whose mean is
+    the step's own with the noise that truly lies between x_0 and x_t. sigma must be positive.
+    """
+    between = (x_t - at.alpha**0.5 * x_0) / (1 - at.alpha) ** 0.5
+    return (between - eps) * at.c / at.sigma
+
+
 def pixel_log_prob(x_prev: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
     """log p(x_prev^ij | x_t, c) of each latent pixel (Eq. 5): (B, C, h, w) to (B, h, w).
 

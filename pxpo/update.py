@@ -17,12 +17,15 @@ Departures from the paper, all of them settings:
   by 1, or by 1 / |d eps / d v| for a network that predicts v: in what the network predicts, each
   step is as loud as any other. `"early"` multiplies that by sigma over its mean: the first steps,
   which lay the picture out, then speak louder than the last.
+- `step_noise="expected"` puts E[z | x_t, x_0] for z. The reward is a function of x_0, so the mean
+  gradient is the same and what is left out is noise (Rao-Blackwell); as large at each step as z is.
+  That rests on the model's own mean being right, so it wants a baseline of about the mean reward.
 - `hold` adds a per-pixel KL divergence to the base model where the map says nothing, and by
   `hold_painted` where it does: else what is praised goes on changing after it is there.
 - `unconditional="detached"` and `timesteps` < 1 trade exactness for speed; from paint, the former
   learns no worse (README, Measured).
 
-The preset "paper" of config.py has none of the last four.
+The preset "paper" of config.py has none of the last five.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .config import Learning
-from .ddim import predicted_noise
+from .ddim import expected_step_noise, predicted_noise
 from .errors import DivergedError, RewardError, SettingError
 from .models import DiffusionModel, without_lora
 from .rollout import Progress, Trajectory
@@ -131,10 +134,19 @@ def accumulate_gradient(
         cond = trajectory.cond[image]
         eps = factor * model.predict_noise(x_t, t, cond, trajectory.uncond, guidance)
         weight = ratio[step].view(-1, 1, 1, 1)
-        cotangent = -weight * credit[image, None] * z[step, image]  # (P, C, h, w)
+        at, noise = schedule[step.view(-1, 1, 1, 1)], z[step, image]
+        guided = predicted_noise(x_t, latents[step + 1, image], noise, at)
+        if learning.step_noise == "expected":
+            noise = expected_step_noise(x_t, latents[-1, image], guided, at)
+            noise = noise / noise.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
+        cotangent = -weight * credit[image, None] * noise  # (P, C, h, w)
         kl = 0.0
         if learning.hold:
-            drift = _drift(model, trajectory, step, image)
+            with torch.no_grad(), without_lora(model):
+                base = model.predict_noise(
+                    x_t, t, cond, trajectory.uncond, trajectory.guidance_scale
+                )
+            drift = guided - base.cpu()
             pull = learning.hold * weight**2 * silence[image, None] * drift
             kl = 0.5 * (pull * drift).sum().item() / learning.hold
             cotangent = cotangent + pull
@@ -157,20 +169,6 @@ def accumulate_gradient(
     return Report(
         norm.item(), divergence / (len(pairs) * max(silence.sum().item() / images, 1e-12))
     )
-
-
-@torch.no_grad()
-def _drift(model: DiffusionModel, trajectory: Trajectory, step: Tensor, image: Tensor) -> Tensor:
-    """What the LoRA changed of the guided noise (P, C, h, w) when these pairs were sampled."""
-    latents, cond = trajectory.latents, trajectory.cond[image]
-    x_t = latents[step, image]
-    at = trajectory.schedule[step.view(-1, 1, 1, 1)]
-    guided = predicted_noise(x_t, latents[step + 1, image], trajectory.noise[step, image], at)
-    with without_lora(model):
-        base = model.predict_noise(
-            x_t, at.t.flatten(), cond, trajectory.uncond, trajectory.guidance_scale
-        )
-    return guided - base.cpu()
 
 
 def _chosen_steps(sigma: Tensor, share: float, generator: torch.Generator | None) -> Tensor:

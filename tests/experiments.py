@@ -31,6 +31,7 @@ from pxpo import (  # noqa: E402
     generate,
     learn,
     load_model,
+    new_lora,
     new_session,
     paint_by_label,
     rollout,
@@ -47,6 +48,11 @@ def sample(model: DiffusionModel, lora: Lora, settings: Settings, seeds: range) 
     with adapter(model, lora):
         prompts = [settings.prompt] * len(seeds)
         return finish(rollout(model, prompts, [Noise(seed) for seed in seeds], settings)).images
+
+
+def held_out(images: Tensor) -> range:
+    """The seeds that no update ever sees, one for each of the images."""
+    return range(HELD_OUT, HELD_OUT + len(images))
 
 
 def area(segmenter: Segmenter, images: Tensor, label: str) -> Tensor:
@@ -70,11 +76,9 @@ def run(model: DiffusionModel, settings: Settings, reward, epochs: int | None = 
     return session
 
 
-def color(model: DiffusionModel, segmenter: Segmenter, settings: Settings, count: int) -> dict:
-    seeds = range(HELD_OUT, HELD_OUT + count)
+def color(model: DiffusionModel, segmenter: Segmenter, settings: Settings, before: Tensor) -> dict:
     session = run(model, settings, ColorReward("blue"))
-    before = sample(model, session.history[0].lora, settings, seeds)
-    after = sample(model, session.lora, settings, seeds)
+    after = sample(model, session.lora, settings, held_out(before))
     had, has = (area(segmenter, images, "Taxi") > 0.02 for images in (before, after))
     blue = [images[:, 2].mean((1, 2)) for images in (before, after)]
     figures = {
@@ -87,12 +91,10 @@ def color(model: DiffusionModel, segmenter: Segmenter, settings: Settings, count
     return {"figures": figures, "session": session, "before": before, "after": after}
 
 
-def hair(model: DiffusionModel, segmenter: Segmenter, settings: Settings, count: int) -> dict:
-    seeds = range(HELD_OUT, HELD_OUT + count)
+def hair(model: DiffusionModel, segmenter: Segmenter, settings: Settings, before: Tensor) -> dict:
     reward = SegmentReward(segmenter, ["Hair"])
     session = run(model, settings, reward)
-    before = sample(model, session.history[0].lora, settings, seeds)
-    after = sample(model, session.lora, settings, seeds)
+    after = sample(model, session.lora, settings, held_out(before))
     rewards = [reward(images).mean((1, 2)) for images in (before, after)]
     had, has = (area(segmenter, images, "Face") > 0.03 for images in (before, after))
     spread = {
@@ -113,28 +115,34 @@ def hair(model: DiffusionModel, segmenter: Segmenter, settings: Settings, count:
 
 
 def paint(
-    model: DiffusionModel, segmenter: Segmenter, settings: Settings, count: int,
+    model: DiffusionModel, segmenter: Segmenter, settings: Settings, before: Tensor,
     more: str, less: str,
 ) -> dict:  # fmt: skip
-    seeds = range(HELD_OUT, HELD_OUT + count)
     session = run(model, settings, lambda images: paint_by_label(segmenter, images, [more], [less]))
     own = range(settings.seed, settings.seed + 1)
+    pictures = {
+        "own": [
+            sample(model, snapshot.lora, settings, own)
+            for snapshot in (session.history[0], session.history[-1])
+        ],
+        "held_out": [before, sample(model, session.lora, settings, held_out(before))],
+    }
     figures = {}
-    pictures = {}
-    for where, chosen in (("own", own), ("held_out", seeds)):
-        before = sample(model, session.history[0].lora, settings, chosen)
-        after = sample(model, session.lora, settings, chosen)
-        pictures[where] = before, after
+    for where, images in pictures.items():
         for name, label in (("more", more), ("less", less)):
-            sizes = [area(segmenter, x, label).mean().item() for x in (before, after)]
+            sizes = [area(segmenter, x, label).mean().item() for x in images]
             figures[f"{where}_{name}"] = [round(size, 4) for size in sizes]
     figures["reached"] = {
         where: figures[f"{where}_more"][1] >= 3 * max(figures[f"{where}_more"][0], 0.01)
         and figures[f"{where}_less"][1] <= figures[f"{where}_less"][0] / 5
         for where in ("own", "held_out")
     }
-    before, after = pictures["held_out"]
-    return {"figures": figures, "session": session, "before": before, "after": after}
+    return {
+        "figures": figures,
+        "session": session,
+        "before": before,
+        "after": pictures["held_out"][1],
+    }
 
 
 def main() -> None:
@@ -157,16 +165,20 @@ def main() -> None:
     types = {name: type(value) for name, value in settings_for(kind).as_dict().items()}
     changes = {name: types[name](value) for name, value in changes.items()}
     model, segmenter = load_model(options.model), Segmenter(options.segmenter)
+    before = None
     for seed in range(options.first, options.first + options.seeds):
         settings = settings_for(kind, paper=options.paper, **{"seed": seed, "shown": 1, **changes})
+        if before is None:  # the same for every run: a new LoRA changes nothing
+            seeds = range(HELD_OUT, HELD_OUT + options.held_out)
+            before = sample(model, new_lora(model, settings.rank, seed), settings, seeds)
         started = time.perf_counter()
         if options.experiment == "color":
-            result = color(model, segmenter, settings, options.held_out)
+            result = color(model, segmenter, settings, before)
         elif options.experiment == "hair":
-            result = hair(model, segmenter, settings, options.held_out)
+            result = hair(model, segmenter, settings, before)
         else:
             wish = ("Lake", "Tree") if options.experiment == "lake" else ("Tree", "Lake")
-            result = paint(model, segmenter, settings, options.held_out, *wish)
+            result = paint(model, segmenter, settings, before, *wish)
         seconds = time.perf_counter() - started
         line = {"experiment": options.experiment, "seed": seed, "paper": options.paper, **changes,
                 **result["figures"], "seconds": round(seconds, 1)}  # fmt: skip

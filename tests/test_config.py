@@ -41,6 +41,7 @@ CHOICES = {
     "credit": ("pixel", "image"),
     "baseline": ("none", "area", "global", "location", "past"),
     "step_weights": ("paper", "flat", "early"),
+    "step_noise": ("drawn", "expected"),
     "unconditional": ("exact", "detached"),
     "noise": ("fresh", "start", "mixed", "whole"),
 }

@@ -11,6 +11,7 @@ from torch.distributions import Normal
 from pxpo.ddim import (
     Schedule,
     expected_image,
+    expected_step_noise,
     make_schedule,
     noise_from_velocity,
     pixel_log_prob,
@@ -103,6 +104,42 @@ def test_where_a_step_led_tells_the_noise_that_was_predicted(steps, eta):
     for at in (schedule[index] for index in range(steps)):
         told = predicted_noise(x, step(x, eps, z, at), z, at)
         torch.testing.assert_close(told, eps, rtol=1e-4, atol=1e-4)
+
+
+def test_the_expected_noise_leads_to_the_mean_of_ddpms_posterior():
+    schedule = in_double(make_schedule(stable_diffusion_scheduler(), 12, 1.0))
+    x_t, x_0, eps = (noise(seed).double() for seed in range(3))
+    for at in (schedule[index] for index in range(12)):
+        kept = at.alpha / at.alpha_prev  # Ho et al., Eq. 7, with beta = 1 - kept
+        posterior_mean = (
+            at.alpha_prev.sqrt() * (1 - kept) * x_0 + kept.sqrt() * (1 - at.alpha_prev) * x_t
+        ) / (1 - at.alpha)
+        expected = step_mean(x_t, eps, at) + at.sigma * expected_step_noise(x_t, x_0, eps, at)
+        torch.testing.assert_close(expected, posterior_mean, rtol=1e-4, atol=1e-4)
+
+
+def test_the_expected_noise_has_the_mean_gradient_of_the_drawn_and_less_noise():
+    """A model that knows its data, x_0 ~ N(0.3, 0.5^2), and a reward that is a function of x_0."""
+    schedule = in_double(make_schedule(stable_diffusion_scheduler(), 500, 1.0))
+    count, generator = 20_000, torch.Generator().manual_seed(0)
+    drawn = torch.randn(501, count, generator=generator, dtype=torch.float64)
+    latents = [drawn[0]]
+    predicted = []
+    for index in range(500):
+        at, x_t = schedule[index], latents[-1]
+        variance = at.alpha * 0.25 + 1 - at.alpha
+        score = (at.alpha.sqrt() * 0.3 - x_t) / variance
+        predicted.append(-(1 - at.alpha).sqrt() * score)
+        latents.append(step(x_t, predicted[-1], drawn[index + 1], at))
+    reward = (latents[-1] > 0.5).double() - (latents[-1] > 0.5).double().mean()
+    for index in (400, 475):
+        at, x_t, z = schedule[index], latents[index], drawn[index + 1]
+        expected = expected_step_noise(x_t, latents[-1], predicted[index], at)
+        path, posterior = reward * z, reward * expected
+        error = path.std() / count**0.5
+        assert path.mean() > 5 * error
+        assert (posterior.mean() - path.mean()).abs() < 4 * error
+        assert posterior.var() < path.var() / 10
 
 
 def test_last_sigma_of_stable_diffusion_is_small_but_not_zero():

@@ -42,8 +42,10 @@ def double(*shape: int, seed: int = 0) -> torch.Tensor:
 def double_schedule(steps: int = STEPS, **changes) -> Schedule:
     options = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1} | changes
     schedule = make_schedule(DDIMScheduler(**options), steps, 1.0)
-    numbers = {name: getattr(schedule, name).double() for name in ("alpha", "alpha_prev", "sigma")}
-    return replace(schedule, **numbers)
+    alpha, alpha_prev = schedule.alpha.double(), schedule.alpha_prev.double()
+    sigma = ((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)) ** 0.5
+    torch.testing.assert_close(sigma, schedule.sigma.double(), rtol=1e-4, atol=0)
+    return replace(schedule, alpha=alpha, alpha_prev=alpha_prev, sigma=sigma)
 
 
 class StandIn:
@@ -224,6 +226,46 @@ def test_detached_is_the_explicit_loss_with_a_constant_unconditional_half(
     exact = closed_form(model, trajectory, credits(), replace(PAPER, hold=hold))
     alike = torch.allclose(detached["text"], exact["text"], rtol=1e-3)
     assert alike == (guidance_scale == 1)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("step_weights", ["flat", "early"])
+def test_the_expected_noise_pulls_the_mean_to_where_the_picture_wants_it(
+    prediction_type, guidance_scale, step_weights
+):
+    model, trajectory = small(prediction_type, guidance_scale)
+    learning = Learning(step_weights=step_weights, step_noise="expected")
+    credit, x_0 = credits(), trajectory.latents[-1]
+    losses = []
+    for index in range(STEPS):
+        at, x_t = trajectory.schedule[index], trajectory.latents[index]
+        loudness = (at.sigma / at.c).abs()
+        if prediction_type == "v_prediction":
+            loudness = loudness / at.alpha**0.5
+        if step_weights == "early":
+            loudness = loudness * at.sigma / trajectory.schedule.sigma.mean()
+        mean = step_mean(x_t, predicted(model, trajectory, index, learning), at)
+        kept = at.alpha / at.alpha_prev  # Ho et al., arXiv 2006.11239, Eq. 7
+        wanted = (at.alpha_prev**0.5 * (1 - kept) * x_0 + kept**0.5 * (1 - at.alpha_prev) * x_t) / (
+            1 - at.alpha
+        )
+        noise = (wanted - mean).detach()
+        noise = noise / noise.square().mean((1, 2, 3), keepdim=True).sqrt()
+        losses.append((-loudness * credit * (noise * mean / at.sigma).sum(1)).mean())
+    assert_same(
+        closed_form(model, trajectory, credit, learning),
+        by_autograd(sum(losses) / STEPS, model.parameters),
+    )
+
+
+def test_the_expected_noise_is_as_large_as_the_drawn():
+    model, trajectory = table()
+    ones = torch.ones(IMAGES, H, W, dtype=torch.float64)
+    learning = replace(FLAT, step_noise="expected")
+    cotangent = closed_form(model, trajectory, ones, learning)["eps"] * STEPS * IMAGES * H * W
+    size = cotangent.square().mean((2, 3, 4)).sqrt()
+    torch.testing.assert_close(size, torch.ones_like(size))
 
 
 @pytest.mark.parametrize(("share", "count"), [(1.0, 8), (0.75, 6), (0.5, 4), (0.3, 2), (0.01, 1)])
