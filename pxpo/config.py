@@ -199,8 +199,7 @@ is painted anew, by a segmenter in a person's stead."""
 PAINTED: Mapping[str, Any] = {
     "noise": "whole",
     "baseline": "area",
-    "step_noise": "expected",
-    "timesteps": 0.5,
+    "step_weights": "flat",
     "learning_rate": 3e-3,
     "hold": 1.0,
     "hold_painted": 0.0,

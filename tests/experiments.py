@@ -1,4 +1,5 @@
-"""The paper's three experiments on Tiny World, measured: `python tests/experiments.py --help`.
+"""The paper's three experiments on Tiny World, and paint that stays, as on the page, measured:
+`python tests/experiments.py --help`.
 
 Each prints one JSON line per run, with the figures before and after on seeds no update ever saw,
 and with --out writes the strips. Not a test: it takes minutes, and its figures go into the README.
@@ -38,6 +39,7 @@ from pxpo import (  # noqa: E402
     settings_for,
 )
 from pxpo.__main__ import quiet  # noqa: E402
+from pxpo.config import PAINTED  # noqa: E402
 from pxpo.plots import strip, to_picture  # noqa: E402
 
 HELD_OUT = 10_000_000  # seeds from here on are for measuring
@@ -145,9 +147,28 @@ def paint(
     }
 
 
+def stays(model: DiffusionModel, segmenter: Segmenter, settings: Settings) -> dict:
+    """As on the page: paint on the first picture that stays, lake green and trees red."""
+    first = finish(new_session(model, settings)).trajectory.images
+    painted = paint_by_label(segmenter, first, ["Lake"], ["Tree"])
+    session = run(model, settings, lambda images: painted)
+    images = [
+        snapshot.shown.permute(0, 3, 1, 2) / 255
+        for snapshot in (session.history[0], session.history[-1])
+    ]
+    change = (images[1] - images[0]).abs().mean(1)
+    figures = {
+        name: [round(area(segmenter, x, label).item(), 4) for x in images]
+        for name, label in (("more", "Lake"), ("less", "Tree"))
+    }
+    figures["change_in_paint"] = round(change[painted != 0].mean().item(), 4)
+    figures["change_outside"] = round(change[painted == 0].mean().item(), 4)
+    return {"figures": figures, "session": session, "before": images[0], "after": images[1]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("experiment", choices=["color", "hair", "lake", "trees"])
+    parser.add_argument("experiment", choices=["color", "hair", "lake", "trees", "stays"])
     parser.add_argument("--seeds", type=int, default=1, help="runs, on seeds 0, 1, ...")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--held-out", type=int, default=32)
@@ -167,8 +188,13 @@ def main() -> None:
     model, segmenter = load_model(options.model), Segmenter(options.segmenter)
     before = None
     for seed in range(options.first, options.first + options.seeds):
-        settings = settings_for(kind, paper=options.paper, **{"seed": seed, "shown": 1, **changes})
-        if before is None:  # the same for every run: a new LoRA changes nothing
+        preset = {"seed": seed, "shown": 1, **changes}
+        if options.experiment == "stays":
+            preset = {**PAINTED, "epochs": 5, **preset}
+        settings = settings_for(kind, paper=options.paper, **preset)
+        if (
+            before is None and options.experiment != "stays"
+        ):  # the same for every run: a new LoRA changes nothing
             seeds = range(HELD_OUT, HELD_OUT + options.held_out)
             before = sample(model, new_lora(model, settings.rank, seed), settings, seeds)
         started = time.perf_counter()
@@ -176,6 +202,8 @@ def main() -> None:
             result = color(model, segmenter, settings, before)
         elif options.experiment == "hair":
             result = hair(model, segmenter, settings, before)
+        elif options.experiment == "stays":
+            result = stays(model, segmenter, settings)
         else:
             wish = ("Lake", "Tree") if options.experiment == "lake" else ("Tree", "Lake")
             result = paint(model, segmenter, settings, before, *wish)
