@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -186,17 +187,13 @@ def main() -> None:
     types = {name: type(value) for name, value in settings_for(kind).as_dict().items()}
     changes = {name: types[name](value) for name, value in changes.items()}
     model, segmenter = load_model(options.model), Segmenter(options.segmenter)
-    before = None
+    preset = {**PAINTED, "epochs": 5} if options.experiment == "stays" else {}
+    base = settings_for(kind, paper=options.paper, **{**preset, "shown": 1, **changes})
+    if options.experiment != "stays":  # the same for every run: a new LoRA changes nothing
+        seeds = range(HELD_OUT, HELD_OUT + options.held_out)
+        before = sample(model, new_lora(model, base.rank, base.seed), base, seeds)
     for seed in range(options.first, options.first + options.seeds):
-        preset = {"seed": seed, "shown": 1, **changes}
-        if options.experiment == "stays":
-            preset = {**PAINTED, "epochs": 5, **preset}
-        settings = settings_for(kind, paper=options.paper, **preset)
-        if (
-            before is None and options.experiment != "stays"
-        ):  # the same for every run: a new LoRA changes nothing
-            seeds = range(HELD_OUT, HELD_OUT + options.held_out)
-            before = sample(model, new_lora(model, settings.rank, seed), settings, seeds)
+        settings = replace(base, seed=seed)
         started = time.perf_counter()
         if options.experiment == "color":
             result = color(model, segmenter, settings, before)
