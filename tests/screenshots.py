@@ -5,6 +5,7 @@ A visitor presses Run on the opening example; then the page at three widths, lig
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -59,4 +60,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/screenshots"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/screenshots"))
+    main(parser.parse_args().folder)
