@@ -118,7 +118,7 @@ class Learning(_Validated):
     step_noise: str = _setting(
         "drawn",
         "whose noise a step answers for: the one drawn (Eq. 6), or its mean given the finished "
-        "picture, which is less noisy",
+        "picture, which is less noisy and meant for eta = 1",
         choices=("drawn", "expected"),
     )
     hold: float = _setting(
