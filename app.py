@@ -363,15 +363,16 @@ class Page:
         )
         with gr.Row():
             with gr.Column(scale=11, min_width=320):
-                self.hand = gr.Radio(
-                    [PLUS, MINUS], value=PLUS, label="Paint on the picture", elem_id="hand"
-                )
+                self.hand = gr.Radio([PLUS, MINUS], value=PLUS, label="Brush", elem_id="hand")
                 self.editor = gr.ImageEditor(
                     type="pil", sources=(), transforms=(), layers=False, format="png",
                     canvas_size=(CANVAS, CANVAS), fixed_canvas=True, brush=brush(PLUS),
                     eraser=gr.Eraser(24), label="The picture to judge", show_label=False,
                     elem_id="ed", height=600,
                 )  # fmt: skip
+                # An editor that is an event's own input is read, and its layers sent, again for
+                # each sign of progress; this one, never shown, holds what it held when pressed.
+                self.drawn = gr.ImageEditor(type="pil", visible=False)
             with gr.Column(scale=9, min_width=320):
                 self.slider = gr.ImageSlider(
                     compared,
@@ -484,7 +485,13 @@ class Page:
             "outputs": [*parts.values(), self.unfinished], "show_progress_on": self.status,
             "concurrency_id": "gpu", "concurrency_limit": 1, "api_visibility": "private",
         }  # fmt: skip
-        quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        quick: dict[str, Any] = {
+            "show_progress": "hidden", "show_progress_on": self.status, "api_visibility": "private",
+        }  # fmt: skip
+        read: dict[str, Any] = {
+            "fn": None, "js": "drawn => drawn", "inputs": self.editor, "outputs": self.drawn,
+            **quick,
+        }  # fmt: skip
 
         def on_parts(update: dict[str, Any]) -> dict[Any, Any]:
             late = ("history", "curve")  # not shown before there is something in them
@@ -544,8 +551,10 @@ class Page:
                 return picture, (paint, time.monotonic() + SETTLING)
 
             event.then(report, [self.run, self.unfinished], list(parts.values()), **quick).then(
+                **read
+            ).then(
                 empty,
-                [self.run, self.unfinished, self.editor, self.paint],
+                [self.run, self.unfinished, self.drawn, self.paint],
                 [self.unfinished, self.paint, self.editor],
                 **quick,
             ).then(fill, [self.run, self.paint], [self.editor, self.paint], **quick).then(
@@ -553,30 +562,31 @@ class Page:
             )
 
         fresh = [self.prompt, self.seed, *self.sampling]
-        inputs = [self.count, self.run, *wish, self.editor, self.paint, *self.learning]
+        seen = [self.hand, self.status]  # one is over the canvas, one beside Step
+        inputs = [self.count, self.run, *wish, self.drawn, self.paint, *self.learning, *seen]
 
         def steps(count: float | None, run: str, *values: Any) -> Iterator[dict[str, Any]]:
-            judge, paint, learning = wished(*values[:5]), sketch(*values[5:7]), values[7:]
+            judge, paint, learning = wished(*values[:5]), sketch(*values[5:7]), values[7:9]
             yield from self.learn(int(count or 1), run, judge, paint, *learning)
 
         def step(_: float | None, *values: Any) -> Iterator[dict[str, Any]]:
             yield from steps(1, *values)
 
         def painted(*values: Any) -> list[dict[str, Any]]:
-            """Step without paint is refused on the editor itself."""
+            """Step without paint is refused where it is missing and where it was pressed."""
             given = dict(zip(inputs, values, strict=True))
-            paint = sketch(given[self.editor], given[self.paint])
+            paint = sketch(given[self.drawn], given[self.paint])
             missing = given[self.source] == "paint" and paint is None
             return [
-                gr.validate(not (missing and part is self.editor), "Paint + or − on it first.")
+                gr.validate(not (missing and part in seen), "Paint + or − first.")
                 for part in inputs
             ]
 
         opened = gr.on([page.load], on_page(self.opening), self.run, **lane)
         begun = gr.on([self.fresh.click, self.reset.click], on_page(self.start), fresh, **lane)
         shown = self.examples.load_input_event.then(on_page(self.start), fresh, **lane)
-        once = self.step_once.click(on_page(step), inputs, validator=painted, **lane)
-        many = self.step_many.click(on_page(steps), inputs, validator=painted, **lane)
+        once = self.step_once.click(**read).then(on_page(step), inputs, validator=painted, **lane)
+        many = self.step_many.click(**read).then(on_page(steps), inputs, validator=painted, **lane)
         undone = self.step_back.click(on_page(self.back), self.run, **lane)
 
         def chosen(run: str, thumbnail: gr.SelectData) -> Iterator[Any]:

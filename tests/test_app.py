@@ -196,8 +196,10 @@ def test_paint_that_a_slow_editor_does_not_show_yet_counts():
 
 
 def test_a_visitor_presses_step_and_sees_the_model_change(page):
-    picture = newest(page)
+    picture, sent = newest(page), []
+    page.on("request", lambda r: sent.append(r.url) if "/upload" in r.url else None)
     press(page, "step", "Step 1 ·")
+    assert len(sent) <= 6  # the canvas, which is three pictures, before the step and after
     green, red = painted(page)
     assert green > 0 and red > 0
     assert newest(page) != picture
@@ -228,16 +230,18 @@ def test_another_prompt_begins_another_run(page):
     assert page.locator("#history img").count() == 1
 
 
-def test_without_paint_step_is_refused_on_the_editor(page):
+def test_without_paint_step_is_refused_over_the_editor_and_beside_step(page):
     new_picture(page)
     stroke(page, 0.3, 0.3, 0.7, 0.3)
     clear(page)
     page.get_by_text("select the draw tool").wait_for(state="hidden", timeout=PATIENCE)
     settle(page)  # the picture is back
     page.locator("#step").click()
-    page.locator("#ed").get_by_text("Paint + or −").wait_for(timeout=PATIENCE)
+    for part in ("#hand", "#status"):
+        page.locator(part).get_by_text("Paint + or −").wait_for(timeout=PATIENCE)
     stroke(page, 0.3, 0.5, 0.7, 0.5)
     press(page, "step", "Step 1 ·")
+    assert not page.get_by_text("Paint + or −").count()
 
 
 def test_run_stop_and_step_again_at_once(sketch):
