@@ -485,7 +485,7 @@ class Page:
             "outputs": [*parts.values(), self.unfinished], "show_progress_on": self.status,
             "concurrency_id": "gpu", "concurrency_limit": 1, "api_visibility": "private",
         }  # fmt: skip
-        quick: dict[str, Any] = {
+        quick: dict[str, Any] = {  # on the status, as whatever shows progress is read for it too
             "show_progress": "hidden", "show_progress_on": self.status, "api_visibility": "private",
         }  # fmt: skip
         read: dict[str, Any] = {
