@@ -106,6 +106,10 @@ class Learning(_Validated):
     """How the LoRA learns from credited steps."""
 
     learning_rate: float = _setting(2e-3, "AdamW's learning rate", above=0.0, high=1.0)
+    warmup: int = _setting(0, "updates of a learning rate that is still rising", low=0)
+    decay: float = _setting(
+        0.0, "share of the learning rate that is lost, evenly, over the epochs", low=0.0, high=1.0
+    )
     weight_decay: float = _setting(1e-4, "AdamW's weight decay", low=0.0, high=1.0)
     max_grad_norm: float = _setting(
         0.0, "the gradient is clipped to this norm; 0 never clips", low=0.0

@@ -133,10 +133,11 @@ def learn(
         metrics |= asdict(Report(0.0, 0.0))
         snapshot = replace(before, latent_reward=latent_reward, metrics=metrics)
         return replace(session, history=(*session.history, snapshot), trajectory=None)
+    learning = replace(settings, learning_rate=learning_rate(settings, session.step))
     with adapter(model, before.lora) as parameters:
-        optimizer = _optimizer(parameters, settings, before.optimizer)
+        optimizer = _optimizer(parameters, learning, before.optimizer)
         report = yield from update(
-            model, parameters, optimizer, trajectory, credit, settings, silence=silence,
+            model, parameters, optimizer, trajectory, credit, learning, silence=silence,
             generator=torch.Generator().manual_seed(derived_seed(settings.seed, session.step, 2)),
         )  # fmt: skip
         lora = replace(before.lora, weights=weights_of(parameters))
@@ -175,6 +176,14 @@ def training_noise(settings: Settings, step: int, index: int) -> Noise:
     drawn = derived_seed(settings.seed, step, 0, index)
     kept = settings.noise == "start" or (settings.noise == "mixed" and step % 3 != 2)
     return Noise(fixed if kept else derived_seed(drawn), drawn)
+
+
+def learning_rate(settings: Settings, step: int) -> float:
+    """The rate of update `step`: it rises over `warmup` updates, as AdamW's first are its loudest
+    and know the least; `decay` of it is lost, evenly, over the epochs."""
+    risen = min((step + 1) / (settings.warmup + 1), 1.0)
+    done = min(step, settings.epochs - 1) / settings.epochs
+    return settings.learning_rate * risen * (1 - settings.decay * done)
 
 
 def shown_noise(settings: Settings) -> list[Noise]:

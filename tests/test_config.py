@@ -16,6 +16,8 @@ BELOW = [
     ("max_grad_norm", -1.0, "0"),
     ("hold", -0.5, "0"),
     ("hold_painted", -0.5, "0"),
+    ("warmup", -1, "0"),
+    ("decay", -0.5, "0"),
     ("timesteps", 0.0, "0"),
     ("seed", -1, "0"),
     ("images", 0, "1"),
@@ -31,6 +33,7 @@ ABOVE = [
     ("weight_decay", 1.1, "1"),
     ("timesteps", 1.001, "1"),
     ("hold_painted", 1.001, "1"),
+    ("decay", 1.001, "1"),
     ("seed", 2**63, "9.22337e+18"),
     ("images", 1025, "1024"),
     ("epochs", 100_001, "100000"),
@@ -46,7 +49,7 @@ CHOICES = {
     "noise": ("fresh", "start", "mixed", "whole"),
 }
 NUMBERS = [entry.name for entry in fields(Settings) if isinstance(entry.default, int | float)]
-WHOLE = ["steps", "seed", "images", "epochs", "shown", "rank"]
+WHOLE = ["steps", "seed", "images", "epochs", "shown", "rank", "warmup"]
 
 
 @pytest.mark.parametrize(("name", "value", "limit"), BELOW + ABOVE)
@@ -64,7 +67,7 @@ def test_a_value_beyond_its_limit_is_refused_by_name_value_and_limit(name, value
         ("steps", 1), ("steps", 1000), ("guidance_scale", 1.0), ("guidance_scale", 30.0),
         ("eta", 1e-6), ("eta", 1.0), ("blur", 0.0), ("blur", math.inf), ("learning_rate", 1.0),
         ("weight_decay", 0.0), ("weight_decay", 1.0), ("max_grad_norm", 0.0), ("hold", 0.0),
-        ("hold_painted", 0.0), ("hold_painted", 1.0),
+        ("hold_painted", 0.0), ("hold_painted", 1.0), ("warmup", 0), ("decay", 0.0), ("decay", 1.0),
         ("timesteps", 1.0), ("seed", 0), ("seed", 2**63 - 1), ("images", 1), ("images", 1024),
         ("epochs", 1), ("epochs", 100_000), ("shown", 1), ("shown", 256),
         ("rank", 1), ("rank", 512),

@@ -26,7 +26,7 @@ from pxpo import (
 from pxpo.errors import RewardError, RunError
 from pxpo.lora import new_lora
 from pxpo.models import DiffusionModel
-from pxpo.session import shown_noise, training_noise
+from pxpo.session import learning_rate, shown_noise, training_noise
 from pxpo.update import update
 
 
@@ -257,3 +257,23 @@ def test_hold_eases_where_it_was_painted_before(model, monkeypatch, baseline, fo
     assert (silences[0][:, : rows // 2] == left).all() and (silences[0][:, rows // 2 :] == 1).all()
     assert (lower == left).all()
     assert (upper == (1 if forgets else left)).all()
+
+
+def test_the_rate_rises_then_falls_evenly_over_the_epochs_and_stays_where_it_ended(
+    model, monkeypatch
+):
+    rates = []
+
+    def listening(model, parameters, optimizer, *arguments, **options):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return update(model, parameters, optimizer, *arguments, **options)
+
+    monkeypatch.setattr(pxpo.session, "update", listening)
+    falling = settings(learning_rate=1e-2, warmup=1, decay=1.0, epochs=3)
+    steps(model, finish(new_session(model, falling)), 4)
+    assert rates == pytest.approx([1e-2 / 2, 2e-2 / 3, 1e-2 / 3, 1e-2 / 3])
+    assert [learning_rate(falling, step) for step in range(4)] == rates
+    rising = settings(learning_rate=1e-2, warmup=3, decay=0.0, epochs=2)
+    assert [learning_rate(rising, step) for step in range(5)] == pytest.approx(
+        [2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2]
+    )
