@@ -14,6 +14,9 @@ from torch import Tensor
 from .config import Credit
 from .errors import RewardError
 
+WINDOW = 4
+"""How many earlier maps `against_past` looks back on: the pictures change as the run goes on."""
+
 
 def latent_credit(latent_reward: Tensor, settings: Credit, past: Sequence[Tensor] = ()) -> Tensor:
     """The weight A of each latent pixel's log-probability in Eq. 6: (B, h, w) to (B, h, w).
@@ -23,10 +26,9 @@ def latent_credit(latent_reward: Tensor, settings: Credit, past: Sequence[Tensor
     past: the rewards (B, h, w) of the run's earlier updates, for the baseline of that name.
     """
     radius = math.inf if settings.credit == "image" else settings.blur
-    smoothed = smooth(latent_reward, radius)
     if settings.baseline == "past":
-        return against_past(smoothed, [smooth(earlier, radius) for earlier in past])
-    return BASELINES[settings.baseline](smoothed)
+        return against_past(latent_reward, past, radius)
+    return BASELINES[settings.baseline](smooth(latent_reward, radius))
 
 
 def downsample(reward_map: Tensor, size: tuple[int, int]) -> Tensor:
@@ -85,23 +87,36 @@ def by_area(latent_reward: Tensor) -> Tensor:
     return credit
 
 
-def against_past(latent_reward: Tensor, past: Sequence[Tensor]) -> Tensor:
-    """Each image's praise, and its blame against half the mean of the earlier blame at each place.
+def against_past(latent_reward: Tensor, past: Sequence[Tensor], radius: float = 0.0) -> Tensor:
+    """Each image's praise and its blame against what its last WINDOW maps earned at each place.
 
-    For pictures that are painted anew at each step: what came instead of the blamed is praised, so
-    that it stays away; one picture with nothing to blame would otherwise say nothing of it. Praise
-    and blame are each in units of their root mean square, the blame's over all maps so far, so the
-    gradient of each is equally noisy however little of it there is, and what is long gone fades.
+    For pictures that are painted anew at each step. Praise loses one and a half times the mean of
+    the earlier praise, so a picture without the lake that others had is blamed for what it has
+    instead. Blame loses half of its mean, so what came instead of blamed trees is praised and stays
+    away. Each is in units of its root mean square over these maps: its gradient is then equally
+    noisy however little of it there is. Praise fades by the cube of the share of the pictures it
+    has yet to fill, or it would go on past all measure and drown the blame.
+    past: the rewards (B, h, w) of earlier updates. radius: each colour is smoothed by it.
     """
-    praise, blame = _praise_and_blame(latent_reward)
-    earlier = [_praise_and_blame(reward)[1] for reward in past]
-    expected = torch.stack(earlier).mean(dim=0) / 2 if earlier else 0.0
-    return praise / _size([praise]) + (blame - expected) / _size([*earlier, blame])
+    maps = [_praise_and_blame(reward) for reward in (*past[-WINDOW:], latent_reward)]
+    praise, blame = (torch.stack(part) for part in zip(*maps, strict=True))  # (N, B, h, w)
+    peak = praise.amax((0, 2, 3)).clamp(min=1e-12)[:, None, None]
+    left = 1 - _mean(praise) / peak
+    praise, blame = (smooth(part.flatten(0, 1), radius).view_as(part) for part in (praise, blame))
+    return left**3 * _against_mean(praise, 1.5) + _against_mean(blame, 0.5)
 
 
-def _size(maps: list[Tensor]) -> Tensor:
-    """The root mean square (B, 1, 1) of each image over all the maps (B, h, w); never 0."""
-    return torch.stack(maps).square().mean((0, 2, 3)).sqrt().clamp(min=1e-12)[:, None, None]
+def _against_mean(maps: Tensor, share: float) -> Tensor:
+    """The last of the maps (N, B, h, w) less `share` of the mean of those before it at each place,
+    in units of the root mean square of them all. The first is taken against its own mean."""
+    *earlier, now = maps
+    expected = share * sum(earlier) / len(earlier) if earlier else now.mean((1, 2), keepdim=True)
+    return (now - expected) / _mean(maps.square()).sqrt().clamp(min=1e-12)
+
+
+def _mean(maps: Tensor) -> Tensor:
+    """The mean (B, 1, 1) of each image over all of its maps (N, B, h, w)."""
+    return maps.mean((0, 2, 3))[:, None, None]
 
 
 def _praise_and_blame(latent_reward: Tensor) -> tuple[Tensor, Tensor]:

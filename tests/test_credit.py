@@ -193,13 +193,12 @@ def test_the_rounding_of_a_uniform_map_is_not_taken_for_a_difference(value):
     torch.testing.assert_close(standardise(latent_reward), torch.zeros(1, 7, 9), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("baseline", ["area", "past"])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_what_a_blur_rounds_is_not_taken_for_paint_of_the_other_colour(baseline, sign):
+def test_what_a_blur_rounds_is_not_taken_for_paint_of_the_other_colour(sign):
     painted = torch.zeros(1, 32, 32)
     painted[:, :2, :3] = 2.0 * sign
     assert (smooth(painted, 1.0) * sign).min() < 0
-    credit = latent_credit(painted, Credit(baseline=baseline, blur=1.0))
+    credit = latent_credit(painted, Credit(baseline="area", blur=1.0))
     assert (credit * sign).min() == 0 and (credit * sign).max() > 1
 
 
@@ -246,28 +245,55 @@ def test_against_the_past_what_came_instead_of_the_blamed_is_praised():
     assert (gone / came).item() == pytest.approx(-0.5)
 
 
-def test_against_the_past_praise_is_for_what_is_there_alone():
-    now = corner(2.0, 0, 1)
-    torch.testing.assert_close(against_past(now, [corner(2.0, 4, 4)]), against_past(now, []))
+def test_against_the_past_a_picture_without_what_others_had_is_blamed():
+    lake = corner(2.0, 0, 1)
+    credit = against_past(torch.zeros(1, 8, 8), [lake])
+    assert torch.equal(credit < 0, lake > 0) and not credit.clamp(min=0).any()
+    new = against_past(corner(2.0, 4, 4), [lake])
+    assert torch.equal(new > 0, corner(2.0, 4, 4) > 0) and torch.equal(new < 0, lake > 0)
 
 
-def test_against_the_past_the_mean_of_all_earlier_blame_counts_half():
-    now, one, other = (-random_map(seed, 1, 4, 4).abs() for seed in range(3))
-    change = now - (one + other) / 4
-    expected = change / torch.cat([now, one, other]).square().mean().sqrt()
-    torch.testing.assert_close(against_past(now, [one, other]), expected)
+def test_against_the_past_the_last_four_maps_count_each_colour_in_its_own_measure():
+    now, *past = (random_map(seed, 1, 4, 4) for seed in range(7))
+    maps = torch.stack([*past[-4:], now])
+    praise, blame = maps.clamp(min=0), maps.clamp(max=0)
+    left = 1 - praise.mean() / praise.max()
+    change = (
+        (praise[-1] - 1.5 * praise[:-1].mean(0)) / praise.square().mean().sqrt() * left**3,
+        (blame[-1] - 0.5 * blame[:-1].mean(0)) / blame.square().mean().sqrt(),
+    )
+    torch.testing.assert_close(against_past(now, past), sum(change))
 
 
-def test_against_the_past_praise_for_what_is_long_gone_fades():
+def test_against_the_past_the_first_map_is_taken_against_its_own_mean():
+    for sign in (1, -1):
+        credit = against_past(corner(2.0 * sign, 0, 0), [])
+        torch.testing.assert_close(credit.sum(), torch.tensor(0.0))
+        assert credit[0, 0, 0] * sign > 0
+        assert not against_past(torch.full((1, 8, 8), 2.0 * sign), []).any()
+
+
+def test_against_the_past_what_is_long_gone_is_forgotten():
     blamed, empty = corner(-2.0, 0, 0), torch.zeros(1, 8, 8)
-    loudness = [against_past(empty, [blamed, *[empty] * gone])[0, 0, 0] for gone in (0, 1, 5)]
-    assert loudness[0] > loudness[1] > loudness[2] > 0
+    loudness = [against_past(empty, [blamed, *[empty] * gone])[0, 0, 0] for gone in range(5)]
+    assert loudness == sorted(loudness, reverse=True) and loudness[3] > 0 == loudness[4]
 
 
-def test_against_the_past_each_colour_is_equally_loud_at_first():
-    credit = against_past(corner(2.0, 1, 1) + corner(-2.0, 5, 1) + corner(-2.0, 5, 4), [])
-    for rows in (slice(0, 4), slice(4, 8)):  # praise above, blame below
-        assert credit[0, rows].square().sum().item() == pytest.approx(64)
+def test_against_the_past_neither_colour_drowns_the_other():
+    praise, blame, past = corner(2.0, 1, 1), corner(-2.0, 5, 1), corner(-2.0, 5, 3)
+    credit = against_past(praise + blame, [past])
+    torch.testing.assert_close(against_past(praise + 9 * blame, [9 * past]), credit)
+    torch.testing.assert_close(against_past(9 * praise + blame, [past]), credit)
+
+
+def test_against_the_past_praise_fades_as_it_fills_the_picture():
+    loudness = []
+    for rows in (1, 4, 7):
+        now = torch.zeros(1, 8, 8)
+        now[:, :rows] = 2.0
+        size = now.square().mean().sqrt()
+        loudness.append((against_past(now, [torch.zeros(1, 8, 8)]).max() * size).item())
+    assert loudness == pytest.approx([2 * 2**0.5 * (1 - rows / 16) ** 3 for rows in (1, 4, 7)])
 
 
 def test_against_the_past_each_image_has_a_past_of_its_own():
@@ -282,11 +308,10 @@ def test_against_the_past_nothing_ever_said_earns_nothing():
     assert torch.equal(against_past(empty, [empty, empty]), empty)
 
 
-@pytest.mark.parametrize("baseline", ["area", "past"])
-def test_what_smoothing_rounds_is_not_taken_for_paint(baseline):
+def test_what_smoothing_rounds_is_not_taken_for_paint():
     green = torch.zeros(1, 16, 16)
     green[0, 3:5, 3:9] = 2.0
-    settings = Credit(baseline=baseline, blur=1.5)
+    settings = Credit(baseline="area", blur=1.5)
     assert latent_credit(green, settings).min() >= 0
     assert latent_credit(-green, settings).max() <= 0
 
@@ -312,8 +337,15 @@ def test_latent_credit_smooths_then_takes_the_baseline(baseline, expected, credi
 
 
 @pytest.mark.parametrize(("credit", "radius"), [("pixel", 1.5), ("image", math.inf)])
-def test_latent_credit_smooths_the_past_as_well(credit, radius):
+def test_latent_credit_smooths_each_colour_and_its_past(credit, radius):
     now, before = random_map(5, 3, 6, 4), random_map(6, 3, 6, 4)
     settings = Credit(credit=credit, blur=1.5, baseline="past")
-    expected = against_past(smooth(now, radius), [smooth(before, radius)])
+    expected = 0
+    for low, high, share in ((0, None, 1.5), (None, 0, 0.5)):
+        part, past = now.clamp(low, high), before.clamp(low, high)
+        left = 1 - (part + past).mean((1, 2)) / 2 / torch.maximum(part, past).amax((1, 2))
+        smoothed = smooth(part, radius), smooth(past, radius)
+        size = torch.stack(smoothed).square().mean((0, 2, 3)).sqrt()
+        loudness = (left**3 if high is None else 1.0) / size
+        expected += (smoothed[0] - share * smoothed[1]) * loudness[:, None, None]
     torch.testing.assert_close(latent_credit(now, settings, [before]), expected)
