@@ -154,9 +154,8 @@ class Settings(Sampling, Credit, Learning):
     epochs: int = _setting(10, "updates", low=1, high=100_000)
     noise: str = _setting(
         "fresh",
-        "noise of the next images: all new, the same start with new steps, that but with a new "
-        "start each third time, or all the same",
-        choices=("fresh", "start", "mixed", "whole"),
+        "noise of the next images: all new, the same start with new steps, or all the same",
+        choices=("fresh", "start", "whole"),
     )
     shown: int = _setting(
         4, "images on fixed noise, shown after each update: this seed's, then held-out ones",
@@ -188,13 +187,15 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "prompt": "nature landscape",
         "images": 1,
         "epochs": 15,
-        "noise": "mixed",
         "baseline": "past",
         "step_weights": "early",
+        "step_noise": "expected",
         "unconditional": "detached",
-        "learning_rate": 4e-3,
-        "hold": 0.06,
-        "hold_painted": 0.25,
+        "learning_rate": 8e-3,
+        "warmup": 3,
+        "decay": 0.9,
+        "hold": 0.3,
+        "hold_painted": 0.5,
     },
 }
 """What each of the paper's three experiments changes of the defaults above. In "paint" each picture
@@ -204,7 +205,10 @@ PAINTED: Mapping[str, Any] = {
     "noise": "whole",
     "baseline": "area",
     "step_weights": "flat",
+    "step_noise": "drawn",
     "learning_rate": 3e-3,
+    "warmup": 0,
+    "decay": 0.0,
     "hold": 1.0,
     "hold_painted": 0.0,
 }
@@ -216,7 +220,7 @@ _EQ_6 = {"step_weights": "paper", "step_noise": "drawn", "unconditional": "exact
 PAPER: Mapping[str, Mapping[str, Any]] = {
     "color": {"baseline": "global", **_EQ_6},
     "segment": {"baseline": "global", **_EQ_6},
-    "paint": {"noise": "fresh", "baseline": "none", **_EQ_6},
+    "paint": {"baseline": "none", "learning_rate": 4e-3, "warmup": 0, "decay": 0.0, **_EQ_6},
 }
 """The paper's exact recipe, Eq. 6 unchanged, on top of the experiment."""
 

@@ -168,14 +168,13 @@ def training_noise(settings: Settings, step: int, index: int) -> Noise:
     """The noise of image `index` of update `step`, as `settings.noise` says.
 
     Unless all of it is fresh, the first image is the one that a stock pipeline gives for
-    `settings.seed`, and the next ones of this `index` have its x_T; with "mixed", two in three do.
+    `settings.seed`, and the next ones of this `index` have its x_T.
     """
     fixed = settings.seed + index
     if settings.noise == "whole" or (settings.noise != "fresh" and step == 0):
         return Noise(fixed)
     drawn = derived_seed(settings.seed, step, 0, index)
-    kept = settings.noise == "start" or (settings.noise == "mixed" and step % 3 != 2)
-    return Noise(fixed if kept else derived_seed(drawn), drawn)
+    return Noise(fixed if settings.noise == "start" else derived_seed(drawn), drawn)
 
 
 def learning_rate(settings: Settings, step: int) -> float:

@@ -46,7 +46,7 @@ CHOICES = {
     "step_weights": ("paper", "flat", "early"),
     "step_noise": ("drawn", "expected"),
     "unconditional": ("exact", "detached"),
-    "noise": ("fresh", "start", "mixed", "whole"),
+    "noise": ("fresh", "start", "whole"),
 }
 NUMBERS = [entry.name for entry in fields(Settings) if isinstance(entry.default, int | float)]
 WHOLE = ["steps", "seed", "images", "epochs", "shown", "rank", "warmup"]

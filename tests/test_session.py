@@ -173,11 +173,6 @@ def test_noise_is_fresh_or_kept_as_the_setting_says():
     assert training_noise(start, 0, 0) == shown_noise(start)[0]
     one, two = training_noise(start, 1, 0), training_noise(start, 2, 0)
     assert one.start == two.start == 0 and one.steps != two.steps
-    mixed = settings(noise="mixed")
-    starts = [training_noise(mixed, step, 0).start for step in range(7)]
-    assert [seed == 0 for seed in starts] == [True, True, False, True, True, False, True]
-    assert len({training_noise(mixed, step, 0).steps for step in range(7)}) == len(starts)
-    assert starts[2] != starts[5] and training_noise(mixed, 0, 0) == shown_noise(mixed)[0]
     seeds = [training_noise(fresh, step, image) for step in range(3) for image in range(2)]
     assert len({noise.start for noise in seeds} | {noise.steps for noise in seeds}) == 12
 
