@@ -110,6 +110,9 @@ class Learning(_Validated):
     decay: float = _setting(
         0.0, "share of the learning rate that is lost, evenly, over the epochs", low=0.0, high=1.0
     )
+    momentum: float = _setting(
+        0.9, "share of its running mean of the gradient that AdamW keeps", low=0.0, high=0.999
+    )
     weight_decay: float = _setting(1e-4, "AdamW's weight decay", low=0.0, high=1.0)
     max_grad_norm: float = _setting(
         0.0, "the gradient is clipped to this norm; 0 never clips", low=0.0
@@ -191,9 +194,10 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "step_weights": "early",
         "step_noise": "expected",
         "unconditional": "detached",
-        "learning_rate": 8e-3,
+        "learning_rate": 1e-2,
         "warmup": 3,
         "decay": 0.9,
+        "momentum": 0.95,
         "hold": 0.3,
         "hold_painted": 0.5,
     },
@@ -201,14 +205,15 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
 """What each of the paper's three experiments changes of the defaults above. In "paint" each picture
 is painted anew, by a segmenter in a person's stead."""
 
+_CONSTANT = {"warmup": 0, "decay": 0.0, "momentum": 0.9}
+
 PAINTED: Mapping[str, Any] = {
     "noise": "whole",
     "baseline": "area",
     "step_weights": "flat",
     "step_noise": "drawn",
     "learning_rate": 3e-3,
-    "warmup": 0,
-    "decay": 0.0,
+    **_CONSTANT,
     "hold": 1.0,
     "hold_painted": 0.0,
 }
@@ -220,7 +225,7 @@ _EQ_6 = {"step_weights": "paper", "step_noise": "drawn", "unconditional": "exact
 PAPER: Mapping[str, Mapping[str, Any]] = {
     "color": {"baseline": "global", **_EQ_6},
     "segment": {"baseline": "global", **_EQ_6},
-    "paint": {"baseline": "none", "learning_rate": 4e-3, "warmup": 0, "decay": 0.0, **_EQ_6},
+    "paint": {"baseline": "none", "learning_rate": 4e-3, **_CONSTANT, **_EQ_6},
 }
 """The paper's exact recipe, Eq. 6 unchanged, on top of the experiment."""
 

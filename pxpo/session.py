@@ -213,8 +213,9 @@ def _optimizer(
     parameters: Mapping[str, torch.nn.Parameter], settings: Settings, state: dict[str, Tensor]
 ) -> torch.optim.AdamW:
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+        parameters.values(), lr=settings.learning_rate, betas=(settings.momentum, 0.999),
+        weight_decay=settings.weight_decay,
+    )  # fmt: skip
     for name, parameter in parameters.items() if state else ():
         optimizer.state[parameter] = {
             "step": state["step"].clone(),

@@ -257,17 +257,19 @@ def test_hold_eases_where_it_was_painted_before(model, monkeypatch, baseline, fo
 def test_the_rate_rises_then_falls_evenly_over_the_epochs_and_stays_where_it_ended(
     model, monkeypatch
 ):
-    rates = []
+    rates, betas = [], set()
 
     def listening(model, parameters, optimizer, *arguments, **options):
         rates.append(optimizer.param_groups[0]["lr"])
+        betas.add(optimizer.param_groups[0]["betas"])
         return update(model, parameters, optimizer, *arguments, **options)
 
     monkeypatch.setattr(pxpo.session, "update", listening)
-    falling = settings(learning_rate=1e-2, warmup=1, decay=1.0, epochs=3)
+    falling = settings(learning_rate=1e-2, warmup=1, decay=1.0, momentum=0.5, epochs=3)
     steps(model, finish(new_session(model, falling)), 4)
     assert rates == pytest.approx([1e-2 / 2, 2e-2 / 3, 1e-2 / 3, 1e-2 / 3])
     assert [learning_rate(falling, step) for step in range(4)] == rates
+    assert betas == {(0.5, 0.999)}
     rising = settings(learning_rate=1e-2, warmup=3, decay=0.0, epochs=2)
     assert [learning_rate(rising, step) for step in range(5)] == pytest.approx(
         [2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2]
