@@ -22,8 +22,7 @@ Departures from the paper, all of them settings:
   That rests on the model's own mean being right, so it wants a baseline of about the mean reward.
 - `hold` adds a per-pixel KL divergence to the base model where the map says nothing, and by
   `hold_painted` where it does: else what is praised goes on changing after it is there.
-- `unconditional="detached"` and `timesteps` < 1 trade exactness for speed; from paint, the former
-  learns no worse (README, Measured).
+- `unconditional="detached"` and `timesteps` < 1 trade exactness for speed (README, Measured).
 
 The preset "paper" of config.py has none of the last five.
 """
