@@ -216,14 +216,16 @@ class Page:
         background = str(OPENING / "before.png") if self.has_example else None
         if run_id:
             background = served(large(self.studio.run(run_id).picture))
-        return {"background": background, "layers": [paint] if paint else [], "composite": None}
+        layers = [served(paint)] if paint else []
+        return {"background": background, "layers": layers, "composite": None}
 
     def heat_map(self, run_id: str, wish: Wish) -> dict[str, Any]:
         """An automatic reward on the picture to judge; hidden where there is none."""
         heat = None
         if wish.kind != "paint":
             with contextlib.suppress(PxpoError):  # Step says what is missing
-                heat = self.studio.heat(self.studio.run(run_id), wish).resize((CANVAS, CANVAS))
+                picture = self.studio.heat(self.studio.run(run_id), wish)
+                heat = served(picture.resize((CANVAS, CANVAS)))
         return gr.update(value=heat, visible=heat is not None)
 
     # What its events do.
@@ -707,10 +709,10 @@ def api(studio: Studio) -> None:
         """Hand control back now and then, so that a client can cancel the work."""
         return (yield from signs(work, lambda at: (gr.skip(),) * len(answers)))
 
-    def answer(run: Run) -> tuple[str, dict[str, Any], Image.Image]:
+    def answer(run: Run) -> tuple[str, dict[str, Any], str]:
         report = {"step": run.step, "reward": run.wish and run.wish.name,
                   "scores": [vars(score) for score in run.latest]}  # fmt: skip
-        return run.id, report, large(run.picture)
+        return run.id, report, served(large(run.picture))
 
     def generate(
         prompt: str, seed: int, steps: int, guidance_scale: float, rank: int

@@ -153,6 +153,16 @@ def learn_for_a_while(address: str, seed: int, steps: int) -> dict:
     return {**load_file(client.predict(run, api_name="/export")[0]), "report": report}
 
 
+def test_a_picture_that_somebody_may_be_reading_is_not_written_again(address):
+    client = gradio_client.Client(address, verbose=False, download_files=False)
+    begin = {"prompt": "a pond", "seed": 0, "steps": 3, "rank": 2, "api_name": "/generate"}
+    file = Path(client.predict(**begin)[2]["path"])
+    file.write_bytes(b"being read")
+    assert client.predict(**begin)[2]["path"] == str(file)
+    assert file.read_bytes() == b"being read"
+    file.unlink()
+
+
 def test_four_people_at_once_learn_as_if_alone(address):
     alone = [learn_for_a_while(address, seed, 4) for seed in range(2)]
     with ThreadPoolExecutor(4) as pool:
