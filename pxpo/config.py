@@ -157,8 +157,9 @@ class Settings(Sampling, Credit, Learning):
     epochs: int = _setting(10, "updates", low=1, high=100_000)
     noise: str = _setting(
         "fresh",
-        "noise of the next images: all new, the same start with new steps, or all the same",
-        choices=("fresh", "start", "whole"),
+        "noise of the next images: all new, the same start with new steps, these two in turn, or "
+        "all the same",
+        choices=("fresh", "start", "turns", "whole"),
     )
     shown: int = _setting(
         4, "images on fixed noise, shown after each update: this seed's, then held-out ones",
@@ -190,6 +191,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "prompt": "nature landscape",
         "images": 1,
         "epochs": 15,
+        "noise": "turns",
         "baseline": "past",
         "step_weights": "early",
         "step_noise": "expected",
@@ -225,7 +227,13 @@ _EQ_6 = {"step_weights": "paper", "step_noise": "drawn", "unconditional": "exact
 PAPER: Mapping[str, Mapping[str, Any]] = {
     "color": {"baseline": "global", **_EQ_6},
     "segment": {"baseline": "global", **_EQ_6},
-    "paint": {"baseline": "none", "learning_rate": 4e-3, **_CONSTANT, **_EQ_6},
+    "paint": {
+        "noise": "fresh",
+        "baseline": "none",
+        "learning_rate": 4e-3,
+        **_CONSTANT,
+        **_EQ_6,
+    },
 }
 """The paper's exact recipe, Eq. 6 unchanged, on top of the experiment."""
 

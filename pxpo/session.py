@@ -167,14 +167,17 @@ def annotate(session: Session, **numbers: float) -> Session:
 def training_noise(settings: Settings, step: int, index: int) -> Noise:
     """The noise of image `index` of update `step`, as `settings.noise` says.
 
-    Unless all of it is fresh, the first image is the one that a stock pipeline gives for
-    `settings.seed`, and the next ones of this `index` have its x_T.
+    Where the whole noise or its start is kept, the first image is the one that a stock pipeline
+    gives for `settings.seed`, and the next ones of this `index` have its x_T. With "turns" every
+    second one has it; the first has not, as AdamW's first updates are its loudest and what they
+    say should hold for all pictures.
     """
     fixed = settings.seed + index
-    if settings.noise == "whole" or (settings.noise != "fresh" and step == 0):
+    if settings.noise == "whole" or (settings.noise == "start" and step == 0):
         return Noise(fixed)
     drawn = derived_seed(settings.seed, step, 0, index)
-    return Noise(fixed if settings.noise == "start" else derived_seed(drawn), drawn)
+    kept = settings.noise == "start" or (settings.noise == "turns" and step % 2 == 1)
+    return Noise(fixed if kept else derived_seed(drawn), drawn)
 
 
 def learning_rate(settings: Settings, step: int) -> float:

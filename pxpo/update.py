@@ -19,7 +19,9 @@ Departures from the paper, all of them settings:
   which lay the picture out, then speak louder than the last.
 - `step_noise="expected"` puts E[z | x_t, x_0] for z. The reward is a function of x_0, so the mean
   gradient is the same and what is left out is noise (Rao-Blackwell); as large at each step as z is.
-  That rests on the model's own mean being right, so it wants a baseline of about the mean reward.
+  That rests on the model's own mean being right, so it wants a baseline of about the mean reward,
+  and the mean without guidance: an early step is guided well past where its picture ends, the same
+  way in all of them, so against the guided mean half of its expected noise would say just that.
 - `hold` adds a per-pixel KL divergence to the base model where the map says nothing, and by
   `hold_painted` where it does: else what is praised goes on changing after it is there.
 - `unconditional="detached"` and `timesteps` < 1 trade exactness for speed (README, Measured).
@@ -131,12 +133,16 @@ def accumulate_gradient(
         step, image = pairs[part].unbind(1)
         x_t, t = latents[step, image], schedule.t[step]
         cond = trajectory.cond[image]
-        eps = factor * model.predict_noise(x_t, t, cond, trajectory.uncond, guidance)
+        eps = model.predict_noise(x_t, t, cond, trajectory.uncond, guidance)
         weight = ratio[step].view(-1, 1, 1, 1)
         at, noise = schedule[step.view(-1, 1, 1, 1)], z[step, image]
         guided = predicted_noise(x_t, latents[step + 1, image], noise, at)
         if learning.step_noise == "expected":
-            noise = expected_step_noise(x_t, latents[-1, image], guided, at)
+            unguided = eps.detach()
+            if guidance != 1:
+                with torch.no_grad():
+                    unguided = model.predict_noise(x_t, t, cond)
+            noise = expected_step_noise(x_t, latents[-1, image], unguided.cpu(), at)
             noise = noise / noise.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
         cotangent = -weight * credit[image, None] * noise  # (P, C, h, w)
         kl = 0.0
@@ -150,7 +156,7 @@ def accumulate_gradient(
             kl = 0.5 * (pull * drift).sum().item() / learning.hold
             cotangent = cotangent + pull
         gradients = torch.autograd.grad(
-            eps, list(parameters.values()), (scale * cotangent).to(eps.device)
+            eps, list(parameters.values()), (scale * factor * cotangent).to(eps.device)
         )
         # Nothing above left a trace, so a chunk that ran out of memory can be tried again.
         divergence += kl

@@ -48,7 +48,7 @@ CHOICES = {
     "step_weights": ("paper", "flat", "early"),
     "step_noise": ("drawn", "expected"),
     "unconditional": ("exact", "detached"),
-    "noise": ("fresh", "start", "whole"),
+    "noise": ("fresh", "start", "turns", "whole"),
 }
 NUMBERS = [entry.name for entry in fields(Settings) if isinstance(entry.default, int | float)]
 WHOLE = ["steps", "seed", "images", "epochs", "shown", "rank", "warmup"]

@@ -173,6 +173,11 @@ def test_noise_is_fresh_or_kept_as_the_setting_says():
     assert training_noise(start, 0, 0) == shown_noise(start)[0]
     one, two = training_noise(start, 1, 0), training_noise(start, 2, 0)
     assert one.start == two.start == 0 and one.steps != two.steps
+    turns = settings(noise="turns")
+    noises = [training_noise(turns, step, 1) for step in range(6)]
+    assert [noise.start == 1 for noise in noises] == [False, True] * 3
+    assert len({noise.start for noise in noises}) == 4
+    assert len({noise.steps for noise in noises} | {None}) == 7
     seeds = [training_noise(fresh, step, image) for step in range(3) for image in range(2)]
     assert len({noise.start for noise in seeds} | {noise.steps for noise in seeds}) == 12
 

@@ -231,11 +231,14 @@ def test_detached_is_the_explicit_loss_with_a_constant_unconditional_half(
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("step_weights", ["flat", "early"])
+@pytest.mark.parametrize("unconditional", ["exact", "detached"])
 def test_the_expected_noise_pulls_the_mean_to_where_the_picture_wants_it(
-    prediction_type, guidance_scale, step_weights
+    prediction_type, guidance_scale, step_weights, unconditional
 ):
     model, trajectory = small(prediction_type, guidance_scale)
-    learning = Learning(step_weights=step_weights, step_noise="expected")
+    learning = Learning(
+        step_weights=step_weights, step_noise="expected", unconditional=unconditional
+    )
     credit, x_0 = credits(), trajectory.latents[-1]
     losses = []
     for index in range(STEPS):
@@ -250,7 +253,10 @@ def test_the_expected_noise_pulls_the_mean_to_where_the_picture_wants_it(
         wanted = (at.alpha_prev**0.5 * (1 - kept) * x_0 + kept**0.5 * (1 - at.alpha_prev) * x_t) / (
             1 - at.alpha
         )
-        noise = (wanted - mean).detach()
+        unguided = step_mean(
+            x_t, model.predict_noise(x_t, at.t.expand(IMAGES), trajectory.cond), at
+        )
+        noise = (wanted - unguided).detach()
         noise = noise / noise.square().mean((1, 2, 3), keepdim=True).sqrt()
         losses.append((-loudness * credit * (noise * mean / at.sigma).sum(1)).mean())
     assert_same(
