@@ -94,8 +94,8 @@ def against_past(latent_reward: Tensor, past: Sequence[Tensor], radius: float = 
     the earlier praise, so a picture without the lake that others had is blamed for what it has
     instead. Blame loses half of its mean, so what came instead of blamed trees is praised and stays
     away. Each is in units of its root mean square over these maps: its gradient is then equally
-    noisy however little of it there is. Praise fades by the third power of the share of these
-    pictures that it has yet to fill, or it would go on past all measure and drown the blame.
+    noisy however little of it there is. Praise fades by the square of the share of these pictures
+    that it has yet to fill, or it would go on past all measure and drown the blame.
     past: the rewards (B, h, w) of earlier updates. radius: each colour is smoothed by it.
     """
     maps = [_praise_and_blame(reward) for reward in (*past[-WINDOW:], latent_reward)]
@@ -103,7 +103,7 @@ def against_past(latent_reward: Tensor, past: Sequence[Tensor], radius: float = 
     peak = praise.amax((0, 2, 3)).clamp(min=1e-12)[:, None, None]
     left = 1 - _mean(praise) / peak
     praise, blame = (smooth(part.flatten(0, 1), radius).view_as(part) for part in (praise, blame))
-    return left**3 * _against_mean(praise, 1.5) + _against_mean(blame, 0.5)
+    return left**2 * _against_mean(praise, 1.5) + _against_mean(blame, 0.5)
 
 
 def _against_mean(maps: Tensor, share: float) -> Tensor:

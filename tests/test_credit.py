@@ -259,7 +259,7 @@ def test_against_the_past_the_last_four_maps_count_each_colour_in_its_own_measur
     praise, blame = maps.clamp(min=0), maps.clamp(max=0)
     left = 1 - praise.mean() / praise.max()
     change = (
-        (praise[-1] - 1.5 * praise[:-1].mean(0)) / praise.square().mean().sqrt() * left**3,
+        (praise[-1] - 1.5 * praise[:-1].mean(0)) / praise.square().mean().sqrt() * left**2,
         (blame[-1] - 0.5 * blame[:-1].mean(0)) / blame.square().mean().sqrt(),
     )
     torch.testing.assert_close(against_past(now, past), sum(change))
@@ -293,7 +293,7 @@ def test_against_the_past_praise_fades_as_it_fills_the_picture():
         now[:, :rows] = 2.0
         size = now.square().mean().sqrt()
         loudness.append((against_past(now, [torch.zeros(1, 8, 8)]).max() * size).item())
-    assert loudness == pytest.approx([2 * 2**0.5 * (1 - rows / 16) ** 3 for rows in (1, 4, 7)])
+    assert loudness == pytest.approx([2 * 2**0.5 * (1 - rows / 16) ** 2 for rows in (1, 4, 7)])
 
 
 def test_against_the_past_each_image_has_a_past_of_its_own():
@@ -346,6 +346,6 @@ def test_latent_credit_smooths_each_colour_and_its_past(credit, radius):
         left = 1 - (part + past).mean((1, 2)) / 2 / torch.maximum(part, past).amax((1, 2))
         smoothed = smooth(part, radius), smooth(past, radius)
         size = torch.stack(smoothed).square().mean((0, 2, 3)).sqrt()
-        loudness = (left**3 if high is None else 1.0) / size
+        loudness = (left**2 if high is None else 1.0) / size
         expected += (smoothed[0] - share * smoothed[1]) * loudness[:, None, None]
     torch.testing.assert_close(latent_credit(now, settings, [before]), expected)
