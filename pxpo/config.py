@@ -212,8 +212,6 @@ _CONSTANT = {"warmup": 0, "decay": 0.0, "momentum": 0.9}
 PAINTED: Mapping[str, Any] = {
     "noise": "whole",
     "baseline": "area",
-    "step_weights": "flat",
-    "step_noise": "drawn",
     "learning_rate": 3e-3,
     **_CONSTANT,
     "hold": 1.0,

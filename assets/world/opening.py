@@ -17,7 +17,7 @@ from pxpo.studio import Studio, Wish
 
 FOLDER = Path(__file__).resolve().parents[1] / "opening"
 PROMPT, SEED = "nature landscape", 12
-STEPS = 9
+STEPS = 5
 SIDE, WIDTH = 512, 40  # pixels of the canvas, and of the brush
 STROKES = {
     (0, 255, 0, 153): [((125, 390), (290, 390))],  # on the lake
