@@ -17,11 +17,12 @@ Departures from the paper, all of them settings:
   by 1, or by 1 / |d eps / d v| for a network that predicts v: in what the network predicts, each
   step is as loud as any other. `"early"` multiplies that by sigma over its mean: the first steps,
   which lay the picture out, then speak louder than the last.
-- `step_noise="expected"` puts E[z | x_t, x_0] for z. The reward is a function of x_0, so the mean
-  gradient is the same and what is left out is noise (Rao-Blackwell); as large at each step as z is.
-  That rests on the model's own mean being right, so it wants a baseline of about the mean reward,
-  and the mean without guidance: an early step is guided well past where its picture ends, the same
-  way in all of them, so against the guided mean half of its expected noise would say just that.
+- `step_noise="expected"` puts E[z | x_t, x_0] for z, as large at each step. As the reward is a
+  function of x_0, the mean gradient would be the same and what is left out is noise
+  (Rao-Blackwell), were the model's own mean right; so it wants a baseline of about the mean reward.
+  We take the mean without guidance: an early step is guided well past where its picture ends, the
+  same way in all of them, and against the guided mean half of its expected noise would say just
+  that.
 - `hold` adds a per-pixel KL divergence to the base model where the map says nothing, and by
   `hold_painted` where it does: else what is praised goes on changing after it is there.
 - `unconditional="detached"` and `timesteps` < 1 trade exactness for speed (README, Measured).

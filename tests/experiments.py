@@ -137,7 +137,7 @@ def paint(
             figures[f"{where}_{name}"] = [round(size, 4) for size in sizes]
     figures["reached"] = {
         where: figures[f"{where}_more"][1] >= 3 * max(figures[f"{where}_more"][0], 0.01)
-        and figures[f"{where}_less"][1] <= max(figures[f"{where}_less"][0], 0.01) / 5
+        and figures[f"{where}_less"][1] <= figures[f"{where}_less"][0] / 5
         for where in ("own", "held_out")
     }
     return {
