@@ -137,6 +137,12 @@ class Learning(_Validated):
     hold_painted: float = _setting(
         0.0, "how much of that pull is left where the map says most", low=0.0, high=1.0
     )
+    hold_growth: float = _setting(
+        0.0,
+        "how many times as much is added to that pull as praise comes to fill the picture",
+        low=0.0,
+        high=1000.0,
+    )
     unconditional: str = _setting(
         "exact",
         "guidance's unconditional half: with its gradient, or detached (a third faster)",
@@ -202,6 +208,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "momentum": 0.95,
         "hold": 0.3,
         "hold_painted": 0.5,
+        "hold_growth": 4.0,
     },
 }
 """What each of the paper's three experiments changes of the defaults above. In "paint" each picture
@@ -216,6 +223,7 @@ PAINTED: Mapping[str, Any] = {
     **_CONSTANT,
     "hold": 1.0,
     "hold_painted": 0.0,
+    "hold_growth": 0.0,
 }
 """What paint that stays for several steps changes of "paint": the picture must stay as well, and
 more of it is held, lest its noise be over-fitted."""

@@ -98,12 +98,19 @@ def against_past(latent_reward: Tensor, past: Sequence[Tensor], radius: float = 
     that it has yet to fill, or it would go on past all measure and drown the blame.
     past: the rewards (B, h, w) of earlier updates. radius: each colour is smoothed by it.
     """
+    left = 1 - filled(latent_reward, past)[:, None, None]
     maps = [_praise_and_blame(reward) for reward in (*past[-WINDOW:], latent_reward)]
     praise, blame = (torch.stack(part) for part in zip(*maps, strict=True))  # (N, B, h, w)
-    peak = praise.amax((0, 2, 3)).clamp(min=1e-12)[:, None, None]
-    left = 1 - _mean(praise) / peak
     praise, blame = (smooth(part.flatten(0, 1), radius).view_as(part) for part in (praise, blame))
     return left**2 * _against_mean(praise, 1.5) + _against_mean(blame, 0.5)
+
+
+def filled(latent_reward: Tensor, past: Sequence[Tensor] = ()) -> Tensor:
+    """The share (B,) of each image's map, and of its last WINDOW, that praise fills: 1 where all of
+    it is praised as much as any of it.
+    """
+    praise = torch.stack([*past[-WINDOW:], latent_reward]).clamp(min=0)
+    return praise.mean((0, 2, 3)) / praise.amax((0, 2, 3)).clamp(min=1e-12)
 
 
 def _against_mean(maps: Tensor, share: float) -> Tensor:

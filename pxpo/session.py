@@ -26,7 +26,7 @@ from safetensors.torch import save as safetensors
 from torch import Tensor
 
 from .config import Settings
-from .credit import downsample, latent_credit
+from .credit import downsample, filled, latent_credit
 from .ddim import Schedule
 from .errors import RewardError, RunError
 from .lora import Lora, adapter, new_lora, weights_of
@@ -124,6 +124,7 @@ def learn(
     credit = latent_credit(latent_reward, settings, past)
     said = torch.stack([latent_reward, *past]).abs().amax(dim=0)
     silence = 1 - (1 - settings.hold_painted) * said / said.max().clamp(min=1e-12)
+    silence *= 1 + settings.hold_growth * filled(latent_reward, past)[:, None, None]
     before = session.history[-1]
     metrics = {
         "reward": reward_maps.mean().item(),

@@ -24,7 +24,9 @@ Departures from the paper, all of them settings:
   same way in all of them, and against the guided mean half of its expected noise would say just
   that.
 - `hold` adds a per-pixel KL divergence to the base model where the map says nothing, and by
-  `hold_painted` where it does: else what is praised goes on changing after it is there.
+  `hold_painted` where it does: else what is praised goes on changing after it is there. By
+  `hold_growth` it rises as praise fills the picture: the wish is then there, and what is left to
+  learn is how to paint it as the base model would.
 - `unconditional="detached"` and `timesteps` < 1 trade exactness for speed (README, Measured).
 
 The preset "paper" of config.py has none of the last five.
@@ -69,8 +71,8 @@ def update(
 ) -> Generator[Progress, None, Report]:
     """One optimizer step on `parameters`, the LoRA attached to `model`; yields after each chunk.
 
-    credit: (B, h, w), the weight A of each latent pixel. silence: (B, h, w) in [0, 1], where
-    `hold` pulls; everywhere when None. generator: draws the steps when `timesteps` < 1.
+    credit: (B, h, w), the weight A of each latent pixel. silence: (B, h, w), 0 or more, how much
+    of `hold` pulls there; 1 everywhere when None. generator: draws the steps when `timesteps` < 1.
     The result does not depend on the size of the chunks beyond float rounding.
     Raises DivergedError, before anything is changed, when the gradient is not finite.
     """

@@ -11,6 +11,7 @@ from pxpo.credit import (
     against_past,
     by_area,
     downsample,
+    filled,
     latent_credit,
     per_location,
     smooth,
@@ -294,6 +295,18 @@ def test_against_the_past_praise_fades_as_it_fills_the_picture():
         size = now.square().mean().sqrt()
         loudness.append((against_past(now, [torch.zeros(1, 8, 8)]).max() * size).item())
     assert loudness == pytest.approx([2 * 2**0.5 * (1 - rows / 16) ** 2 for rows in (1, 4, 7)])
+
+
+def test_filled_is_the_share_that_praise_covers_of_the_last_five_maps():
+    half = torch.zeros(1, 4, 4)
+    half[:, :2] = 2.0
+    assert filled(half).item() == 0.5
+    assert filled(half / 2, [half]).item() == 0.375  # praised half as much
+    assert filled(torch.zeros(1, 4, 4), [half]).item() == 0.25
+    assert filled(torch.zeros(1, 4, 4), [half] * 5).item() == pytest.approx(0.4)
+    assert filled(-half).item() == filled(torch.zeros(1, 4, 4)).item() == 0.0
+    two = filled(torch.cat([half, half.mT / 2]), [torch.cat([half, torch.ones(1, 4, 4)])])
+    assert two.tolist() == [0.5, 0.75]
 
 
 def test_against_the_past_each_image_has_a_past_of_its_own():

@@ -235,17 +235,24 @@ def test_an_empty_map_says_something_against_the_past_alone(model, baseline, lea
     assert (finish(learn(model, session, empty)).lora is not session.lora) == learns
 
 
-@pytest.mark.parametrize("left", [0.0, 0.5])
-@pytest.mark.parametrize(("baseline", "forgets"), [("past", False), ("area", True)])
-def test_hold_eases_where_it_was_painted_before(model, monkeypatch, baseline, forgets, left):
-    silences = []
+@pytest.fixture
+def silences(monkeypatch):
+    """The silence that each update is told of from here on."""
+    heard = []
 
     def listening(*arguments, silence, **options):
-        silences.append(silence)
+        heard.append(silence)
         return update(*arguments, silence=silence, **options)
 
     monkeypatch.setattr(pxpo.session, "update", listening)
-    session = finish(new_session(model, settings(baseline=baseline, hold_painted=left)))
+    return heard
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5])
+@pytest.mark.parametrize(("baseline", "forgets"), [("past", False), ("area", True)])
+def test_hold_eases_where_it_was_painted_before(model, silences, baseline, forgets, left):
+    alike = settings(baseline=baseline, hold_painted=left, hold_growth=0.0)
+    session = finish(new_session(model, alike))
     maps = torch.zeros(2, 8, 8)
     for half in (slice(0, 4), slice(4, 8)):
         session = finish(generate(model, session))
@@ -257,6 +264,20 @@ def test_hold_eases_where_it_was_painted_before(model, monkeypatch, baseline, fo
     assert (silences[0][:, : rows // 2] == left).all() and (silences[0][:, rows // 2 :] == 1).all()
     assert (lower == left).all()
     assert (upper == (1 if forgets else left)).all()
+
+
+def test_hold_grows_as_praise_fills_each_picture(model, silences):
+    session = finish(new_session(model, settings(hold_painted=0.0, hold_growth=4.0)))
+    for share in (0.25, 0.75):  # of the first picture is praised, and as much of the second blamed
+        session = finish(generate(model, session))
+        painted = torch.zeros(2, 8, 8)
+        painted[0, : round(8 * share)] = 2.0
+        painted[1, : round(8 * share)] = -2.0
+        session = finish(learn(model, session, painted))
+    for silence, filled in zip(silences, (0.25, 0.5), strict=True):  # the mean of the maps so far
+        praised, blamed = silence[:, -1]  # nothing was painted there
+        assert (praised == 1 + 4 * filled).all() and (blamed == 1).all()
+        assert not silence[:, 0].any()
 
 
 def test_the_rate_rises_then_falls_evenly_over_the_epochs_and_stays_where_it_ended(
