@@ -139,7 +139,7 @@ class Learning(_Validated):
     )
     hold_growth: float = _setting(
         0.0,
-        "how many times as much is added to that pull as praise comes to fill the picture",
+        "that pull is multiplied by 1 + this times the share of the picture that praise fills",
         low=0.0,
         high=1000.0,
     )

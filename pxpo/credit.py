@@ -15,7 +15,7 @@ from .config import Credit
 from .errors import RewardError
 
 WINDOW = 4
-"""How many earlier maps `against_past` looks back on: the pictures change as the run goes on."""
+"""How many earlier maps are looked back on: the pictures change as the run goes on."""
 
 
 def latent_credit(latent_reward: Tensor, settings: Credit, past: Sequence[Tensor] = ()) -> Tensor:
