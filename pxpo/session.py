@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -300,16 +300,21 @@ def resume(folder: Path) -> Session:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """All of `content` or nothing: into a temporary neighbour first, then renamed."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
+    """All of `content` or nothing: into a temporary neighbour first, then renamed.
+
+    The neighbour is closed by then, as Windows renames no open file, and made by `open`, so that it
+    has ordinary permissions.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(part, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _digest(snapshot: Snapshot) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from pxpo import (
 from pxpo.errors import RewardError, RunError
 from pxpo.lora import new_lora
 from pxpo.models import DiffusionModel
-from pxpo.session import learning_rate, shown_noise, training_noise
+from pxpo.session import learning_rate, shown_noise, training_noise, write_whole
 from pxpo.update import update
 
 
@@ -300,3 +301,26 @@ def test_the_rate_rises_then_falls_evenly_over_the_epochs_and_stays_where_it_end
     assert [learning_rate(rising, step) for step in range(5)] == pytest.approx(
         [2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2]
     )
+
+
+def test_a_file_is_closed_before_it_is_renamed_and_has_ordinary_permissions(tmp_path, monkeypatch):
+    """Windows renames no open file; and what one person saved others of the machine may read."""
+    replace_file = os.replace
+
+    def as_on_windows(source, target):
+        open_files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+        if os.path.realpath(source) in open_files:
+            raise PermissionError(13, "The process cannot access the file", str(source))
+        replace_file(source, target)
+
+    monkeypatch.setattr("os.replace", as_on_windows)
+    (tmp_path / "usual").touch()
+    for content in (b"first", b"second"):
+        write_whole(tmp_path / "file", content)
+        assert (tmp_path / "file").read_bytes() == content
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        write_whole(tmp_path / "file", b"third")
+    assert (tmp_path / "file").read_bytes() == b"second"
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "usual"}
