@@ -24,6 +24,8 @@ from .models import DiffusionModel
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """The attention projections, as in DDPO's public trainers."""
 
+MOST_RANK = 512
+
 FILE_NAME = "pytorch_lora_weights.safetensors"
 _ADAPTER = "default"
 
@@ -32,28 +34,53 @@ _ADAPTER = "default"
 class Lora:
     """A low-rank change of a UNet's attention: W + (alpha / rank) * B @ A.
 
-    weights: float32 on the CPU, by the UNet's parameter names.
+    rank: 1 to 512. alpha: finite and positive. weights: float32 and finite, on the CPU, by the
+    UNet's parameter names. Raises LoraError for anything else.
     """
 
     rank: int
     alpha: float
     weights: dict[str, Tensor]
 
+    def __post_init__(self) -> None:
+        if type(self.rank) is not int or not 1 <= self.rank <= MOST_RANK:
+            raise LoraError(
+                f"The LoRA's rank is {self.rank!r}; it must be a whole number from 1 to "
+                f"{MOST_RANK}."
+            )
+        if type(self.alpha) not in (int, float) or not 0 < self.alpha < math.inf:
+            raise LoraError(f"The LoRA's alpha is {self.alpha!r}; it must be a positive number.")
+        for name, weight in self.weights.items():
+            if weight.dtype != torch.float32 or weight.ndim != 2:
+                raise LoraError(
+                    f"The LoRA's {name} is {weight.dtype} of the shape {tuple(weight.shape)}; it "
+                    "must be a float32 matrix."
+                )
+            if not torch.isfinite(weight).all():
+                raise LoraError(f"The LoRA's {name} holds values that are not finite.")
+
 
 def new_lora(model: DiffusionModel, rank: int, seed: int) -> Lora:
     """A LoRA that changes nothing yet: A random (as PEFT's, but from `seed`), B zero."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
+    for name, shape in _shapes(model, rank).items():
+        weights[name] = torch.zeros(shape)
+        if ".lora_A." in name:
+            bound = 1 / math.sqrt(shape[1])
+            weights[name].uniform_(-bound, bound, generator=generator)
+    return Lora(rank, float(rank), weights)
+
+
+def _shapes(model: DiffusionModel, rank: int) -> dict[str, tuple[int, int]]:
+    """The matrices of a LoRA for this model, in the order of its layers."""
+    shapes = {}
     for name, module in model.unet.named_modules():
         name = name.removesuffix(".base_layer")  # its name while another LoRA is attached
         if isinstance(module, Linear) and name.endswith(TARGETS):
-            bound = 1 / math.sqrt(module.in_features)
-            down = torch.empty(rank, module.in_features).uniform_(
-                -bound, bound, generator=generator
-            )
-            weights[f"{name}.lora_A.{_ADAPTER}.weight"] = down
-            weights[f"{name}.lora_B.{_ADAPTER}.weight"] = torch.zeros(module.out_features, rank)
-    return Lora(rank, float(rank), weights)
+            shapes[f"{name}.lora_A.{_ADAPTER}.weight"] = (rank, module.in_features)
+            shapes[f"{name}.lora_B.{_ADAPTER}.weight"] = (module.out_features, rank)
+    return shapes
 
 
 @contextmanager
@@ -83,21 +110,27 @@ def weights_of(parameters: dict[str, Parameter]) -> dict[str, Tensor]:
     return {name: value.detach().float().cpu().clone() for name, value in parameters.items()}
 
 
-def _activate(model: DiffusionModel, lora: Lora) -> dict[str, Parameter]:
-    parameters = _attach(model, lora.rank, lora.alpha)
-    if parameters.keys() != lora.weights.keys():
-        odd = sorted(parameters.keys() ^ lora.weights.keys())
+def check_fits(model: DiffusionModel, lora: Lora) -> None:
+    """LoraError where the matrices of `lora` are not those that `model` wants."""
+    shapes = _shapes(model, lora.rank)
+    if odd := sorted(shapes.keys() ^ lora.weights.keys()):
         raise LoraError(
             f"The LoRA does not fit {model.name!r}: {len(odd)} of its matrices have no partner, "
             f"the first is {odd[0]!r}. It was made for another base model."
         )
+    for name, shape in shapes.items():
+        if lora.weights[name].shape != shape:
+            raise LoraError(
+                f"The LoRA does not fit {model.name!r}: {name} is "
+                f"{tuple(lora.weights[name].shape)}, the model wants {shape}."
+            )
+
+
+def _activate(model: DiffusionModel, lora: Lora) -> dict[str, Parameter]:
+    check_fits(model, lora)
+    parameters = _attach(model, lora.rank, lora.alpha)
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if parameter.shape != lora.weights[name].shape:
-                raise LoraError(
-                    f"The LoRA does not fit {model.name!r}: {name} is "
-                    f"{tuple(lora.weights[name].shape)}, the model wants {tuple(parameter.shape)}."
-                )
             parameter.copy_(lora.weights[name])
             parameter.grad = None
     model.unet.enable_adapters()
@@ -105,12 +138,19 @@ def _activate(model: DiffusionModel, lora: Lora) -> dict[str, Parameter]:
 
 
 def _attach(model: DiffusionModel, rank: int, alpha: float) -> dict[str, Parameter]:
-    """LoRA layers of this rank in the UNet, in float32, and their parameters by name."""
+    """LoRA layers of this rank in the UNet, in float32, and their parameters by name.
+
+    The bare model is left where that fails (for want of memory, say), and not half a LoRA.
+    """
     present = getattr(model.unet, "peft_config", {}).get(_ADAPTER)
     if present is None or (present.r, present.lora_alpha) != (rank, alpha):
-        if present is not None:
-            model.unet.delete_adapters(_ADAPTER)
-        model.unet.add_adapter(_config(rank, alpha), _ADAPTER)
+        try:
+            if present is not None:
+                model.unet.delete_adapters(_ADAPTER)
+            model.unet.add_adapter(_config(rank, alpha), _ADAPTER)
+        except BaseException:
+            model.unet.unload_lora()
+            raise
         model.unet.disable_adapters()
     parameters = _parameters(model)
     for parameter in parameters.values():

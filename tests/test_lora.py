@@ -273,3 +273,56 @@ def test_a_lora_of_several_ranks_is_refused(model, tmp_path):
 
 def test_alpha_is_the_rank_when_the_file_does_not_say(model, tmp_path):
     assert load_lora(saved_with(model, tmp_path, dict)).alpha == 2.0
+
+
+@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("layers", [0, 2])
+def test_attaching_that_fails_leaves_the_model_as_it_was(model, base, monkeypatch, others, layers):
+    """For want of memory, say, after some layers; whether or not another LoRA was there before."""
+    kept = with_lora(model, random_lora(model, 2)) if others else None
+    make = torch.nn.init.kaiming_uniform_
+    made = []
+
+    def fail(*values, **options):
+        made.append(1)
+        if len(made) > layers:
+            raise MemoryError
+        return make(*values, **options)
+
+    with monkeypatch.context() as broken:
+        broken.setattr("torch.nn.init.kaiming_uniform_", fail)
+        with pytest.raises(MemoryError):
+            with_lora(model, random_lora(model, 3))
+    assert made and torch.equal(prediction(model), base)
+    assert not [name for name, _ in model.unet.named_parameters() if "lora" in name]
+    again = with_lora(model, random_lora(model, 2))
+    assert kept is None or torch.equal(again, kept)
+    assert torch.equal(prediction(model), base)
+
+
+@pytest.mark.parametrize("rank", [0, -1, 513, 10**7, "8", 2.0, True, None])
+def test_a_rank_that_cannot_be_is_refused(rank):
+    with pytest.raises(LoraError, match="rank is .*whole number from 1 to 512"):
+        Lora(rank, 2.0, {})
+
+
+@pytest.mark.parametrize("alpha", [0, -1.0, float("nan"), float("inf"), "2", None])
+def test_an_alpha_that_cannot_be_is_refused(alpha):
+    with pytest.raises(LoraError, match="alpha is .*positive number"):
+        Lora(2, alpha, {})
+
+
+@pytest.mark.parametrize(
+    ("matrix", "words"),
+    [
+        (torch.full((2, 2), torch.nan), "not finite"),
+        (torch.full((2, 2), torch.inf), "not finite"),
+        (torch.zeros(2, 2).half(), "float16"),
+        (torch.zeros(2, 2).long(), "int64"),
+        (torch.zeros(()), r"shape \(\)"),
+        (torch.zeros(2, 2, 1, 1), r"shape \(2, 2, 1, 1\)"),
+    ],
+)
+def test_a_matrix_that_cannot_be_is_refused(matrix, words):
+    with pytest.raises(LoraError, match=words):
+        Lora(2, 2.0, {"some.weight": matrix})
