@@ -8,7 +8,15 @@ from PIL import Image
 from transformers import AutoImageProcessor, SegformerForSemanticSegmentation
 
 from pxpo.errors import ModelError, RewardError
-from pxpo.rewards import ColorReward, Opinion, Segmenter, SegmentReward, paint_by_label, painted_map
+from pxpo.rewards import (
+    ColorReward,
+    Opinion,
+    Segmenter,
+    SegmentReward,
+    paint_by_label,
+    paint_layer,
+    painted_map,
+)
 
 PALETTE = {
     "red": (1.0, 0.0, 0.0),
@@ -99,9 +107,10 @@ def test_green_paint_is_plus_two_and_red_is_minus_two_whatever_the_opacity(opaci
 
 def test_paint_without_transparency():
     pixels = [(0, 255, 0), (255, 0, 0), (0, 0, 0), (255, 255, 255), (200, 60, 90), (0, 0, 255)]
-    paint = picture("RGB", pixels)
-    assert painted_map(paint).tolist() == [[2, -2, 0], [0, -2, 0]]
-    assert painted_map(torch.from_numpy(np.array(paint))).tolist() == [[2, -2, 0], [0, -2, 0]]
+    paint = picture("RGB", pixels + [(0, 0, 0)] * 6)
+    values = [[2, -2, 0, 0, -2, 0], [0, 0, 0, 0, 0, 0]]
+    assert painted_map(paint).tolist() == values
+    assert painted_map(torch.from_numpy(np.array(paint))).tolist() == values
 
 
 @pytest.mark.parametrize("channels", [3, 4])
@@ -118,18 +127,143 @@ def test_paint_of_a_palette():
     assert painted_map(paint).tolist() == [[2, -2], [0, 0]]
 
 
-def test_grey_paint_leads_from_minus_two_to_plus_two():
-    values = painted_map(picture("L", [0, 1, 128, 255, 128, 192]))
-    torch.testing.assert_close(values, torch.tensor([[-2.0, -2.0, 0.0], [2.0, 0.0, 128 / 127]]))
+GREYS = [0, 255, 255, 0, 102, 5]
+MASK = [[0, 2, 2], [0, 0.8, 0]]
+
+
+def grey(mode: str) -> Image.Image:
+    """The same six greys in any of Pillow's modes."""
+    if mode == "I;16":
+        values = np.array(GREYS, np.uint16).reshape(2, 3) * 257
+        return Image.fromarray(values)
+    return picture("L", GREYS).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16", "P", "RGB", "RGBA", "CMYK"])
+def test_a_mask_in_greys_is_white_on_black_in_every_mode(mode):
+    torch.testing.assert_close(painted_map(grey(mode)), torch.tensor(MASK))
+
+
+def test_a_mask_survives_being_saved_with_sixteen_bits(tmp_path):
+    grey("I;16").save(tmp_path / "mask.png")
+    torch.testing.assert_close(painted_map(Image.open(tmp_path / "mask.png")), torch.tensor(MASK))
 
 
 def test_transparent_grey_paint_is_nothing():
     paint = picture("LA", [(0, 0), (255, 0), (0, 255), (255, 255)])
-    assert painted_map(paint).tolist() == [[0, 0], [-2, 2]]
+    assert painted_map(paint).tolist() == [[0, 0], [0, 2]]
 
 
 def test_bilevel_paint_is_plus_two_or_nothing():
     assert painted_map(picture("1", [1, 0, 0, 0, 0, 1])).tolist() == [[2, 0, 0], [0, 0, 2]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA"])
+@pytest.mark.parametrize("level", [0, 255])
+def test_an_empty_page_is_not_painted(mode, level):
+    assert not painted_map(Image.new("L", (8, 8), level).convert(mode)).any()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_photograph_in_greys_is_no_mask(mode):
+    photograph = Image.linear_gradient("L").convert(mode)
+    with pytest.raises(RewardError, match="greys, .*% of it neither black nor white"):
+        painted_map(photograph)
+
+
+def scene(side: int = 64, seed: int = 0) -> torch.Tensor:
+    """(3, H, W) in [0, 1]: soft colours, green and red among them, and a red car."""
+    generator = torch.Generator().manual_seed(seed)
+    soft = torch.rand(1, 3, 4, 4, generator=generator)
+    image = torch.nn.functional.interpolate(soft, (side, side), mode="bilinear")[0]
+    image[:, side // 2 : side // 2 + 8, 8:24] = torch.tensor([0.9, 0.1, 0.1])[:, None, None]
+    return image
+
+
+def as_picture(image: torch.Tensor, side: int) -> Image.Image:
+    whole = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+    return whole.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def brushed(image: torch.Tensor, side: int, opacity: int) -> tuple[Image.Image, torch.Tensor]:
+    """The picture with a green and a red stroke on it, and the map that these mean."""
+    layer, wanted = np.zeros((side, side, 4), np.uint8), torch.zeros(side, side)
+    wide = side // 8
+    layer[wide : 2 * wide, wide:-wide] = (0, 255, 0, opacity)
+    layer[-2 * wide : -wide, wide:-wide] = (255, 0, 0, opacity)
+    wanted[wide : 2 * wide, wide:-wide], wanted[-2 * wide : -wide, wide:-wide] = 2, -2
+    base = as_picture(image, side).convert("RGBA")
+    return Image.alpha_composite(base, Image.fromarray(layer)), wanted
+
+
+def dilated(values: torch.Tensor, side: int) -> torch.Tensor:
+    return torch.nn.functional.max_pool2d(values[None], side, 1, side // 2)[0]
+
+
+@pytest.mark.parametrize("side", [64, 256])
+@pytest.mark.parametrize("opacity", [153, 255])
+@pytest.mark.parametrize("saved", [".png", ".jpg"])
+def test_strokes_on_the_whole_picture_are_told_from_the_picture(tmp_path, side, opacity, saved):
+    painted, wanted = brushed(scene(), side, opacity)
+    painted.convert("RGB").save(tmp_path / f"painted{saved}")
+    found = painted_map(Image.open(tmp_path / f"painted{saved}"), scene())
+    if saved == ".jpg":  # which blurs colours by two pixels
+        blurred = torch.stack([-dilated(-wanted, 5), dilated(wanted, 5)])
+        wanted = torch.where(blurred[0] == blurred[1], wanted, found)
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("side", [64, 200])
+def test_the_picture_itself_has_no_paint_on_it(side):
+    assert not painted_map(as_picture(scene(), side), scene()).any()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_whole_picture_is_no_paint(mode):
+    whole = as_picture(scene(), 64).convert(mode)
+    with pytest.raises(RewardError, match="whole picture.*transparent layer"):
+        painted_map(whole)
+    with pytest.raises(RewardError, match="differs from the run's own"):
+        painted_map(whole, scene(seed=1))
+
+
+def test_tinted_greys_are_no_paint():
+    tinted = Image.merge("RGB", [Image.new("L", (8, 8), level) for level in (120, 130, 118)])
+    with pytest.raises(RewardError, match="whole picture"):
+        painted_map(tinted)
+
+
+@pytest.mark.parametrize("ground", ["black", "white"])
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_strokes_saved_as_jpeg_leave_no_ringing(tmp_path, ground, quality):
+    paint = Image.new("RGB", (64, 64), ground)
+    paint.paste((0, 255, 0), (8, 8, 40, 24))
+    paint.paste((255, 0, 0), (24, 40, 56, 56))
+    paint.save(tmp_path / "paint.jpg", quality=quality)
+    found, wanted = painted_map(Image.open(tmp_path / "paint.jpg")), painted_map(paint)
+    assert wanted.unique().tolist() == [-2, 0, 2]
+    assert not found[dilated(wanted.abs(), 9) == 0].any()
+    assert (found == wanted).float().mean() > 0.95
+
+
+def test_colours_that_cannot_be_read_are_said():
+    with pytest.raises(RewardError, match="LAB.*PNG in RGB"):
+        painted_map(Image.new("LAB", (4, 4), (100, 20, 20)))
+
+
+def test_paint_from_a_phone_is_held_upright(tmp_path):
+    paint = Image.new("RGB", (16, 8))
+    paint.paste((0, 255, 0), (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    paint.save(tmp_path / "phone.png", exif=exif)
+    found = painted_map(Image.open(tmp_path / "phone.png"))
+    assert found.shape == (16, 8) and found[:8].eq(2).all() and not found[8:].any()
+
+
+def test_paint_is_kept_as_the_brushes_lay_it():
+    layer = paint_layer(torch.tensor([[2.0, 0.5, 0.0, -2.0]]))
+    assert layer.tolist() == [[[0, 255, 0, 153]] * 2 + [[0] * 4, [255, 0, 0, 153]]]
 
 
 @pytest.mark.parametrize("make", [np.asarray, torch.tensor])

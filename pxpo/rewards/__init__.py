@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .color import ColorReward
-from .painting import Opinion, paint_by_label, painted_map
+from .painting import Opinion, paint_by_label, paint_layer, painted_map
 from .segmentation import Segmenter, SegmentReward
 
 Reward = Callable[[Tensor], Tensor]
@@ -24,5 +24,6 @@ __all__ = [
     "SegmentReward",
     "Segmenter",
     "paint_by_label",
+    "paint_layer",
     "painted_map",
 ]

@@ -7,39 +7,43 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import RewardError
 from .segmentation import Segmenter
 
 STRENGTH = 2.0
+SATURATED = 0.35  # a stroke's colour exceeds the other two by this much; a tinted grey's does not
+NEARLY = 0.13  # how far from black or white JPEG and blurred edges lead
+GREY = 0.01  # how far apart the channels of a grey may be
+STRANGE = 0.1  # share of a picture that may be neither paint nor blank
+READABLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's modes
 SHADES, BANDS = 12, 4  # how finely `Opinion` tells colours and heights apart
 
 
-def painted_map(paint: Image.Image | np.ndarray | Tensor) -> Tensor:
+def painted_map(paint: Image.Image | np.ndarray | Tensor, picture: Tensor | None = None) -> Tensor:
     """A reward map (H, W) in [-2, 2] from paint of any size.
 
-    A colour picture (RGBA, RGB): where there is paint at all, +2 if it is more green than red and
-    -2 if more red than green, whatever the brush's opacity; black and transparent are 0.
-    A grey picture (L): black is -2, mid grey (128) is 0, white is +2. A bilevel one (1): white is
-    +2, black is 0.
-    An array or tensor of two dimensions: taken as it is; it must be finite and within [-2, 2].
+    A colour picture, or an array (H, W, 3 or 4): strokes of a saturated green are +2, of a
+    saturated red -2, whatever the brush's opacity; what is transparent, black, white or of another
+    colour is 0. A picture in greys alone is a mask: white is +2, black is 0, as in any editor.
+    An array or tensor of two dimensions, or a picture of floats: taken as it is; it must be finite
+    and within [-2, 2].
+
+    picture: (3, H, W) in [0, 1], of any size: what the strokes were painted on. It is needed where
+    `paint` is a whole picture with strokes on it, as it tells these apart from a red car.
+    Raises RewardError for what is no paint, with the way out.
     """
-    if isinstance(paint, Image.Image):
-        if paint.mode == "1":
-            return torch.from_numpy(np.asarray(paint).astype(np.float32)) * STRENGTH
-        if paint.mode in ("L", "LA"):
-            grey, alpha = np.asarray(paint.convert("LA"), dtype=np.float32).transpose(2, 0, 1)
-            level = ((grey - 128) / 127 * STRENGTH).clip(-STRENGTH, STRENGTH)
-            return torch.from_numpy(level * (alpha > 0))
-        if paint.mode not in ("F", "I"):
-            paint = paint.convert("RGBA")
+    if isinstance(paint, Image.Image) and paint.mode != "F":
+        return _strokes(_rgba(paint), picture)
     values = torch.tensor(np.array(paint))
     if values.ndim == 3 and values.shape[2] in (3, 4):
-        red, green = values[..., 0].float(), values[..., 1].float()
-        there = values[..., 3] > 0 if values.shape[2] == 4 else torch.tensor(True)
-        return STRENGTH * (torch.sign(green - red) * there).float()
+        colours = values if values.is_floating_point() else values / 255
+        if values.shape[2] == 3:
+            colours = torch.cat([colours, torch.ones_like(colours[..., :1])], dim=2)
+        return _strokes(colours.float(), picture)
     if values.ndim != 2:
         raise RewardError(
             f"the paint has the shape {tuple(values.shape)}; it must be a picture, or (H, W)."
@@ -52,6 +56,83 @@ def painted_map(paint: Image.Image | np.ndarray | Tensor) -> Tensor:
             f"the painted map reaches {values.abs().max():g}; the most it can be is {STRENGTH:g}."
         )
     return values
+
+
+def _rgba(paint: Image.Image) -> Tensor:
+    """(H, W, 4) in [0, 1], upright, as a camera or a phone meant it."""
+    paint = ImageOps.exif_transpose(paint)
+    if paint.mode.startswith("I"):  # 16 bits of grey, in whichever order; Pillow would cut them off
+        grey = torch.from_numpy(np.asarray(paint).astype(np.float32) / 65535).clamp(0, 1)
+        return torch.stack([grey, grey, grey, torch.ones_like(grey)], dim=2)
+    if paint.mode not in READABLE:
+        raise RewardError(
+            f"the painted picture is in the colours {paint.mode}, which cannot be read; save it as "
+            "a PNG in RGB."
+        )
+    return torch.from_numpy(np.asarray(paint.convert("RGBA"), dtype=np.float32) / 255)
+
+
+def _strokes(colours: Tensor, picture: Tensor | None) -> Tensor:
+    """The map (H, W) of the strokes in `colours` (H, W, 4) in [0, 1]."""
+    red, green, blue, alpha = colours.unbind(2)
+    there = alpha > 0
+    paint = there * (
+        (green - torch.maximum(red, blue) > SATURATED).float()
+        - (red - torch.maximum(green, blue) > SATURATED).float()
+    )
+    brightest, darkest = colours[..., :3].amax(2), colours[..., :3].amin(2)
+    blank = (brightest <= NEARLY) | (darkest >= 1 - NEARLY) | ~there
+    if (brightest - darkest)[there].le(GREY).all():
+        if blank.float().mean() < 0.5:
+            raise RewardError(
+                f"this picture is in greys, {1 - blank.float().mean():.0%} of it neither black nor "
+                "white; in greys, paint is a mask, white on black. Or paint green and red."
+            )
+        mask = STRENGTH * brightest * (brightest > NEARLY) * there
+        return mask if (mask == 0).any() else torch.zeros_like(mask)  # all white is an empty page
+    if ((paint == 0) & ~blank).float().mean() > STRANGE:
+        if picture is None:
+            raise RewardError(
+                "this is a whole picture, and its own green and red would be taken for paint; "
+                "paint on a transparent layer, on black or on white, and give that alone."
+            )
+        paint = _difference(colours[..., :3], picture)
+    return STRENGTH * paint
+
+
+def _difference(colours: Tensor, picture: Tensor) -> Tensor:
+    """Where `colours` (H, W, 3) is `picture` (3, h, w) painted green (+1) or red (-1)."""
+    height, width = colours.shape[:2]
+    original = (picture.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+    enlarged = Image.fromarray(original).resize((width, height), Image.Resampling.LANCZOS)
+    change = colours - torch.from_numpy(np.asarray(enlarged, dtype=np.float32) / 255)
+    red, green, blue = change.unbind(2)
+    # An edge that was resampled otherwise changes too, but in thin lines, and not to a pure colour.
+    dyed = (green - torch.maximum(red, blue) > SATURATED / 2).float()
+    dyed = dyed - (red - torch.maximum(green, blue) > SATURATED / 2).float()
+    paint = dyed * (_opened(dyed > 0) | _opened(dyed < 0))
+    other = (change.abs().amax(2) > SATURATED / 2) & (paint == 0)
+    if other.float().mean() > STRANGE:
+        raise RewardError(
+            f"{other.float().mean():.0%} of this picture differs from the run's own and is neither "
+            "green nor red paint on it; paint on the picture that the run shows, or on a "
+            "transparent layer."
+        )
+    return paint
+
+
+def _opened(mask: Tensor) -> Tensor:
+    """`mask` (H, W) without what is thinner than three pixels."""
+    solid = -F.max_pool2d(-mask[None].float(), 3, 1, 1)
+    return F.max_pool2d(solid, 3, 1, 1)[0] > 0
+
+
+def paint_layer(painted: Tensor) -> Tensor:
+    """(H, W, 4) uint8: a map as the page's brushes paint it."""
+    layer = torch.zeros(*painted.shape, 4, dtype=torch.uint8)
+    layer[painted > 0] = torch.tensor([0, 255, 0, 153], dtype=torch.uint8)
+    layer[painted < 0] = torch.tensor([255, 0, 0, 153], dtype=torch.uint8)
+    return layer
 
 
 def paint_by_label(
