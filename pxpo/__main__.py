@@ -13,14 +13,15 @@ from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from .card import write_folder
+from .card import base_of, write_folder
 from .config import EXPERIMENTS, PAINTED, Settings, checked, kind_of, settings_for
-from .errors import PxpoError, RunError, SettingError
+from .errors import PxpoError, RewardError, RunError, SettingError
 from .hub import pull, push
 from .models import DiffusionModel, load_model
 from .plots import heat_map, reward_curve, strip
@@ -148,7 +149,7 @@ def start(options: argparse.Namespace) -> int:
             f"rank is {settings.rank}, but the LoRA {options.lora!r} has {lora.rank}; leave it out."
         )
     reward = describe_reward(options)
-    make_reward(reward)  # a bad reward is said before anything is written
+    make_reward(reward)  # a bad reward is said before the model is loaded
     folder = options.out or free_folder(options.experiment)
     if (folder / "run.json").exists():
         raise RunError(
@@ -157,11 +158,12 @@ def start(options: argparse.Namespace) -> int:
     model = load_model(options.model)
     for word in model.unknown_words(settings.prompt):
         print(f"note: {Path(model.name).name} never learnt the word {word!r}", file=sys.stderr)
+    session = watched(new_session(model, settings, lora), "first images")
+    make_reward(reward, session)  # nor is anything written for paint that does not fit its picture
     folder.mkdir(parents=True, exist_ok=True)
     config = {"experiment": options.experiment, "reward": reward, "paper": options.paper,
               "model": options.model, "settings": settings.as_dict()}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    session = watched(new_session(model, settings, lora), "first images")
     return train(model, session, reward, folder)
 
 
@@ -203,16 +205,17 @@ def describe_reward(options: argparse.Namespace) -> dict[str, Any]:
             "segmenter": options.segmenter}  # fmt: skip
 
 
-def make_reward(reward: dict[str, Any]) -> RewardOfStep:
-    """A function from images (B, 3, H, W) and the step's number to maps (B, H, W)."""
+def make_reward(reward: dict[str, Any], session: Session | None = None) -> RewardOfStep:
+    """A function from images (B, 3, H, W) and the step's number to maps (B, H, W).
+
+    session: the run, whose first picture tells paint from a picture with paint on it; without, such
+    a map is not looked at yet.
+    """
     if reward["kind"] == "color":
         color = ColorReward(reward["color"], reward["sign"])
         return lambda images, step: color(images)
     if reward["kind"] == "paint" and reward["maps"]:
-        maps = [painted_map(read_picture(path)) for path in reward["maps"]]
-        for path, painted in zip(reward["maps"], maps, strict=True):
-            if not painted.any():
-                raise SettingError(f"nothing is painted on {path!r}; green is more, red is less.")
+        maps = [read_paint(path, session) for path in reward["maps"]]
         return lambda images, step: maps[min(step, len(maps) - 1)].expand(len(images), -1, -1)
     segmenter = Segmenter(reward["segmenter"])
     if reward["kind"] == "segment":
@@ -223,13 +226,22 @@ def make_reward(reward: dict[str, Any]) -> RewardOfStep:
     return lambda images, step: paint_by_label(segmenter, images, reward["more"], reward["less"])
 
 
-def read_picture(path: str) -> Image.Image:
+def read_paint(path: str, session: Session | None) -> Tensor:
+    """The map (H, W) in the painted picture; an error says which picture it is about."""
+    first = session.history[0].shown[0].permute(2, 0, 1) / 255 if session else None
     try:
         with Image.open(path) as picture:
             picture.load()
-            return picture
+        painted = painted_map(picture, first)
+    except RewardError as error:
+        if session is None:
+            return torch.ones(1, 1)  # it may well be paint, once there is a picture to compare with
+        raise RewardError(f"{path!r}: {error}") from error
     except OSError as error:
         raise SettingError(f"the painted picture {path!r} cannot be read ({error}).") from error
+    if not painted.any():
+        raise SettingError(f"nothing is painted on {path!r}; green is more, red is less.")
+    return painted
 
 
 def judge_of(described: dict[str, Any], reward: RewardOfStep, session: Session) -> Reward:
@@ -244,7 +256,7 @@ def judge_of(described: dict[str, Any], reward: RewardOfStep, session: Session) 
 
 def train(model: DiffusionModel, session: Session, described: dict[str, Any], folder: Path) -> int:
     """Update until the run has its epochs, saving after each; Ctrl-C keeps what was done."""
-    reward = make_reward(described)
+    reward = make_reward(described, session)
     judge = judge_of(described, reward, session)
     heat: list[Image.Image] = []
     try:
@@ -338,7 +350,9 @@ def push_run(options: argparse.Namespace) -> int:
     folder = write_lora_folder(
         session, described, options.run, repo=options.repo, with_base=options.with_base
     )
-    address = watched(push(folder, options.repo, private=options.private), "pushing")
+    base = session.model_name if options.with_base and not base_of(session.model_name).hub else None
+    work = push(folder, options.repo, private=options.private, base=base)
+    address = watched(work, "pushing")
     print(f"Pushed to {address}")
     return 0
 

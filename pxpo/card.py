@@ -9,7 +9,6 @@ before.png, after.png, strip.png, reward.png
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -100,8 +99,8 @@ def write_folder(
     """Write everything into `folder`, a new one or one that an earlier call wrote.
 
     repo: the Hub id it will have, for the card's code; the folder's own path when empty. reward:
-    what was rewarded, in words. with_base: put the local base model's folder beside the LoRA, so
-    that the repository needs nothing else.
+    what was rewarded, in words. with_base: the card's code takes the base from beside the LoRA,
+    where `push` puts it.
     """
     folder = Path(folder)
     save_lora(session.lora, folder)
@@ -110,8 +109,6 @@ def write_folder(
     evolution([snapshot.shown for snapshot in session.history]).save(folder / "strip.png")
     if curve:
         curve.savefig(folder / "reward.png")
-    if with_base and not base_of(session.model_name).hub:
-        shutil.copytree(session.model_name, folder / "base", dirs_exist_ok=True)
     record = {
         "base": base_of(session.model_name).name,
         "settings": session.settings.as_dict(),

@@ -6,6 +6,7 @@ again works. A token is used and forgotten: never stored, logged, or written int
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,18 +31,26 @@ ENDPOINT: str | None = None
 
 
 def push(
-    folder: Path, repo: str, *, token: str | None = None, private: bool = False
+    folder: Path,
+    repo: str,
+    *,
+    token: str | None = None,
+    private: bool = False,
+    base: str | Path | None = None,
 ) -> Generator[Progress, None, str]:
     """Make `repo` (OWNER/NAME) hold the files of `folder`, as one commit; returns its address.
 
     token: one that may write to `repo`; when None, HF_TOKEN or the one of `hf auth login`. A
     repository that exists gets a new commit if it holds a LoRA of ours, and is refused otherwise,
     as is one of an owner whom the token does not speak for: before anything is written.
+    base: a diffusers folder whose pipeline goes into the repository's base/.
     """
     api = HfApi(ENDPOINT, token)
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    if not any(path.name == FILE_NAME for path in files):
+    files = {path.name: path for path in sorted(Path(folder).iterdir()) if path.is_file()}
+    if FILE_NAME not in files:
         raise HubError(f"there is no LoRA in {str(folder)!r}; nothing was pushed.")
+    if base:
+        files |= {f"base/{name}": path for name, path in pipeline_files(Path(base)).items()}
     total = len(files) + 2
     with explained(repo):
         validate_repo_id(repo)
@@ -53,14 +62,36 @@ def push(
         yield Progress("creating the repository", 1, total)
         api.create_repo(repo, private=private, exist_ok=True)
         additions = []
-        for number, path in enumerate(files):
-            addition = CommitOperationAdd(path.relative_to(folder).as_posix(), path)
+        for number, (name, path) in enumerate(files.items()):
+            addition = CommitOperationAdd(name, path)
             api.preupload_lfs_files(repo, [addition])
             additions.append(addition)
             yield Progress("uploading", number + 2, total)
         commit = api.create_commit(repo, additions, commit_message="A LoRA by PXPO Studio")
         yield Progress("uploading", total, total)
         return str(commit.repo_url)
+
+
+def pipeline_files(folder: Path) -> dict[str, Path]:
+    """The files of the diffusers pipeline in `folder`, by their names in it, and its card.
+
+    Only what model_index.json names: whatever else lies in that folder is nobody's business.
+    Raises HubError where there is no pipeline.
+    """
+    try:
+        parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        parts = [part for part in parts if not part.startswith("_") and "/" not in part]
+    except (OSError, ValueError, AttributeError) as error:
+        raise HubError(
+            f"the base model {str(folder)!r} is no diffusers folder; push without it. Nothing was "
+            "written."
+        ) from error
+    there = [folder / "model_index.json", folder / "README.md"]
+    there += [
+        path for part in parts for path in sorted((folder / part).glob("*"))
+        if path.suffix in (".json", ".txt", ".model", ".safetensors")
+    ]  # fmt: skip
+    return {path.relative_to(folder).as_posix(): path for path in there if path.is_file()}
 
 
 def pull(source: str, *, token: str | None = None) -> Lora:

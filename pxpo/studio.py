@@ -20,10 +20,9 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -32,14 +31,22 @@ from safetensors.torch import save as safetensors
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .card import write_folder
+from .card import base_of, write_folder
 from .config import PAINTED, Settings, settings_for
 from .errors import RunError
 from .hub import push
-from .lora import FILE_NAME, Lora, adapter
+from .lora import FILE_NAME, Lora, check_fits
 from .models import DiffusionModel
 from .plots import heat_map, reward_curve
-from .rewards import ColorReward, Opinion, Reward, Segmenter, SegmentReward, painted_map
+from .rewards import (
+    ColorReward,
+    Opinion,
+    Reward,
+    Segmenter,
+    SegmentReward,
+    paint_layer,
+    painted_map,
+)
 from .rollout import Progress
 from .session import Session, back, generate, learn, new_session, resume, save, write_whole
 
@@ -162,7 +169,7 @@ class Studio:
         painting = run.session.settings
         session = replace(run.session, settings=self._settings(painting, wish.kind, settings))
         if wish.kind == "paint":
-            if paint is None or not (maps := painted_map(paint)[None]).any():
+            if paint is None or not (maps := painted_map(paint, run.picture)[None]).any():
                 raise RunError("nothing is painted; paint + (green) or − (red) first.")
             judge: Reward = run.opinion.hear(interpolate(run.picture[None], maps.shape[1:]), maps)
         else:
@@ -177,7 +184,7 @@ class Studio:
             run, session=session, wish=wish, scores={**run.scores, wish.name: (*known, *new)}
         )
         if isinstance(judge, Opinion):
-            run = replace(run, opinion=judge, paint=torch.from_numpy(np.array(paint)))
+            run = replace(run, opinion=judge, paint=paint_layer(maps[0]))
         return self._keep(run)
 
     def back(self, run_id: str, step: int) -> Generator[Progress, None, Run]:
@@ -220,7 +227,7 @@ class Studio:
         folder = self._folder(run_id)
         if not (folder / "run.json").exists():
             raise RunError("this run is no longer kept here; start a new one, or upload it.")
-        return self._remember(_read(run_id, folder))
+        return self._remember(self._read(run_id, folder))
 
     def forget(self, run_id: str) -> None:
         """Free the memory of a run; it stays on disk."""
@@ -240,9 +247,13 @@ class Studio:
     def push(
         self, run_id: str, repo: str, *, token: str | None, private: bool, with_base: bool
     ) -> Generator[Progress, None, str]:
-        """Push that folder to the Hub, and return its address there."""
+        """Push that folder to the Hub, and return its address there.
+
+        with_base: and this studio's own model beside it, where that is a folder; no other ever.
+        """
         folder = self.lora_folder(run_id, repo=repo, with_base=with_base)
-        return (yield from push(folder, repo, token=token, private=private))
+        base = self.model.name if with_base and not base_of(self.model.name).hub else None
+        return (yield from push(folder, repo, token=token, private=private, base=base))
 
     def archive(self, run_id: str) -> Path:
         """The whole run as a .zip that `admit` takes in again."""
@@ -252,7 +263,7 @@ class Studio:
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
             for file in sorted(folder.rglob("*")):
                 name = file.relative_to(folder).as_posix()
-                if file.is_file() and (FILES.fullmatch(name) or name.startswith("lora/")):
+                if file.is_file() and (FILES.fullmatch(name) or file.parent == folder / "lora"):
                     packed.write(file, name)
         return archive
 
@@ -275,9 +286,9 @@ class Studio:
             named = [*record["steps"], *filter(None, [record["trajectory"]])]
             if not all(FILES.fullmatch(name) for name in named):
                 raise RunError("its run.json names files outside of the run.")
-            run = _read(run_id, folder)
-            with adapter(self.model, run.session.lora):
-                pass  # it fits
+            run = self._read(run_id, folder)
+            for snapshot in run.session.history:
+                check_fits(self.model, snapshot.lora)
             return self._remember(run)
         except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -334,19 +345,31 @@ class Studio:
                 shutil.rmtree(folder, ignore_errors=True)
                 total -= sizes[folder]
 
+    def _read(self, run_id: str, folder: Path) -> Run:
+        session = resume(folder)
+        named, here = _placeless(session.model_name), _placeless(self.model.name)
+        if named != here:
+            raise RunError(
+                f"this run is of the model {named!r}, and here is {here!r}; open it where its "
+                "model runs."
+            )
+        session = replace(session, model_name=self.model.name)  # never a folder that it names
+        with safe_open(folder / PAGE, "pt") as file:
+            page = json.loads(file.metadata()["page"])
+        tensors = load_file(folder / PAGE)
+        scores = {
+            name: tuple(Score(**score) for score in known[: session.step + 1])
+            for name, known in page["scores"].items()
+        }
+        opinion = Opinion(tensors["totals"], tensors["counts"])
+        wish = page["wish"] and Wish(**page["wish"])
+        return Run(run_id, session, opinion, scores, wish, tensors.get("paint"))
 
-def _read(run_id: str, folder: Path) -> Run:
-    session = resume(folder)
-    with safe_open(folder / PAGE, "pt") as file:
-        page = json.loads(file.metadata()["page"])
-    tensors = load_file(folder / PAGE)
-    scores = {
-        name: tuple(Score(**score) for score in known[: session.step + 1])
-        for name, known in page["scores"].items()
-    }
-    opinion = Opinion(tensors["totals"], tensors["counts"])
-    wish = page["wish"] and Wish(**page["wish"])
-    return Run(run_id, session, opinion, scores, wish, tensors.get("paint"))
+
+def _placeless(model_name: str) -> str:
+    """A model's name; of a folder's path the last part, as the rest differs between machines."""
+    path = PureWindowsPath(model_name)  # which knows both kinds of slashes
+    return path.name if path.root else model_name
 
 
 def _score(reward: Reward, shown: Tensor) -> Score:

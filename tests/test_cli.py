@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,32 @@ def test_a_picture_without_paint_is_refused_before_anything_is_written(tmp_path,
     error = capsys.readouterr().err
     assert status == 2 and "nothing is painted" in error and "black.png" in error
     assert not out.exists()
+
+
+def test_a_whole_picture_is_compared_with_the_run_s_own(run, tmp_path, capsys, monkeypatch):
+    """Its own green and red are no paint; and another picture is refused before anything is
+    written."""
+    small = ["--epochs", "1", *SMALL[:2], *SMALL[4:], "--seed", "7"]
+    layer = Image.open(painted(tmp_path / "layer.png"))
+    status, out = run("paint", "--map", str(tmp_path / "layer.png"), *small)
+    assert status == 0
+    own = resume(out).history[0].shown[0]
+    shutil.rmtree(out)
+    whole = Image.fromarray(own.numpy()).resize(layer.size, Image.Resampling.LANCZOS)
+    whole = whole.convert("RGBA")
+    whole.save(tmp_path / "bare.png")
+    Image.alpha_composite(whole, layer).save(tmp_path / "whole.png")
+    whole.rotate(90).save(tmp_path / "other.png")
+    status, _ = run("paint", "--map", str(tmp_path / "whole.png"), *small)
+    assert status == 0  # green paint cannot be seen on some greens of a random model's picture
+    assert resume(out).history[-1].metrics["reward"] == pytest.approx(0.5, abs=0.1)
+    shutil.rmtree(out)
+    for name, words in (("other", "differs from the run's own"), ("bare", "nothing is painted")):
+        capsys.readouterr()
+        status, _ = run("paint", "--map", str(tmp_path / f"{name}.png"), *small)
+        error = capsys.readouterr().err
+        assert status == 2 and words in error and f"{name}.png" in error
+        assert not out.exists()
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(run, model_folder, tmp_path):

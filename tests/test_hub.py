@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +21,7 @@ from pxpo.errors import HubError, LoraError
 from pxpo.hub import pull, push
 from pxpo.models import TINY_WORLD
 from pxpo.plots import reward_curve
+from pxpo.studio import Studio
 
 TOKEN, READER = "hf_writer", "hf_reader"
 
@@ -126,7 +129,7 @@ def test_the_base_goes_beside_the_lora_and_the_card_needs_nothing_else(
     hub, session, tmp_path, monkeypatch
 ):
     folder = write_folder(session, tmp_path / "lora", repo="ada/all", with_base=True)
-    finish(push(folder, "ada/all", token=TOKEN))
+    finish(push(folder, "ada/all", token=TOKEN, base=session.model_name))
     assert "base/unet/config.json" in hub.repos["ada/all"]
     fetched = tmp_path / "fetched"
     for name, content in hub.repos["ada/all"].items():
@@ -138,6 +141,37 @@ def test_the_base_goes_beside_the_lora_and_the_card_needs_nothing_else(
     assert np.array_equal(
         np.asarray(names["picture"]), np.asarray(Image.open(folder / "after.png"))
     )
+
+
+def test_only_the_pipeline_s_own_files_go_beside_and_only_when_asked(hub, folder, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(load_model(device="cpu").name, base)
+    for name in ("key.pem", ".env", "unet/notes.pkl", "private/run.json"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text("secret")
+    finish(push(folder, "ada/x", token=TOKEN, base=base))
+    arrived = hub.repos["ada/x"]
+    assert {"base/model_index.json", "base/unet/config.json"} <= set(arrived)
+    assert b"secret" not in arrived.values() and not (folder / "base").exists()
+    # Left behind by an earlier version of this program.
+    shutil.copytree(base, folder / "base")
+    finish(push(folder, "ada/y", token=TOKEN))
+    assert not [name for name in hub.repos["ada/y"] if name.startswith("base")]
+    refused(push(folder, "ada/z", token=TOKEN, base=tmp_path / "lora"), "no diffusers folder")
+    assert "ada/z" not in hub.repos
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_a_studio_pushes_its_own_base_and_leaves_nothing_behind(
+    hub, model, segmenter, tmp_path, with_base
+):
+    studio = Studio(model, segmenter, tmp_path / "runs")
+    run = finish(studio.start(prompt="a", steps=3, rank=2))
+    finish(studio.push(run.id, "ada/x", token=TOKEN, private=False, with_base=with_base))
+    assert ("base/unet/config.json" in hub.repos["ada/x"]) == with_base
+    refused(studio.push(run.id, "eve/x", token=TOKEN, private=False, with_base=True), "belongs to")
+    with zipfile.ZipFile(studio.archive(run.id)) as archive:
+        assert not [name for name in archive.namelist() if "base" in name]
 
 
 def refused(work, words: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load, save
 
 import pxpo.studio
 from pxpo import Session, finish
@@ -221,6 +222,112 @@ def test_a_run_of_another_base_model_is_refused(studio, run, segmenter, tmp_path
     pipeline.unet = type(pipeline.unet)(**{**pipeline.unet.config, "block_out_channels": (16, 16)})
     pipeline.save_pretrained(tmp_path / "other")
     other = Studio(load_model(tmp_path / "other", device="cpu"), segmenter, tmp_path / "others")
-    with pytest.raises(LoraError, match="does not fit"):
+    here = Path(studio.model.name).name
+    with pytest.raises(RunError, match=f"model '{here}', and here is 'other'"):
         other.admit(studio.archive(run.id))
+    namesake = changed(studio.archive(run.id), tmp_path, model=str(tmp_path / "other"))
+    with pytest.raises(LoraError, match="does not fit"):
+        other.admit(namesake)
     assert issubclass(LoraError, PxpoError) and not list(Path(other.folder).iterdir())
+
+
+def changed(archive: Path, folder: Path, **record: object) -> Path:
+    """A downloaded run whose run.json says something else."""
+    with zipfile.ZipFile(archive) as good, zipfile.ZipFile(folder / "changed.zip", "w") as packed:
+        for name in good.namelist():
+            content = good.read(name)
+            if name == "run.json":
+                content = json.dumps({**json.loads(content), **record}).encode()
+            packed.writestr(name, content)
+    return folder / "changed.zip"
+
+
+def test_a_run_cannot_name_a_folder_of_the_server(studio, run, tmp_path):
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "key.pem").write_text("secret")
+    with pytest.raises(RunError, match="model 'private', and here is"):
+        studio.admit(changed(studio.archive(run.id), tmp_path, model=str(private)))
+    assert [folder.name for folder in studio.folder.iterdir()] == [run.id]
+
+
+@pytest.mark.parametrize("elsewhere", ["/home/ada/", "C:\\Users\\ada\\", "/"])
+def test_a_run_of_the_same_model_elsewhere_is_welcome(studio, run, tmp_path, elsewhere):
+    name = elsewhere + Path(studio.model.name).name
+    admitted = studio.admit(changed(studio.archive(run.id), tmp_path, model=name))
+    assert admitted.session.model_name == studio.model.name
+    studio.forget(admitted.id)
+    assert studio.run(admitted.id).session.model_name == studio.model.name
+
+
+def test_a_run_that_lies_here_since_another_model_ran_is_said_so(studio, run):
+    studio.forget(run.id)
+    studio.model.name = "another/model"
+    with pytest.raises(RunError, match="here is 'another/model'"):
+        studio.run(run.id)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"rank": 0}, {"rank": "8"}, {"rank": 10**7}, {"rank": 2.0}, {"rank": True}, {"rank": 3},
+        {"rank": None}, {"alpha": 0}, {"alpha": "2"}, {"alpha": float("nan")},
+        {"alpha": float("inf")}, {"alpha": -2.0},
+    ],
+)  # fmt: skip
+def test_a_lora_that_cannot_be_is_refused_and_nobody_else_notices(studio, run, tmp_path, lora):
+    finish(studio.step(run.id, BLUE, images=2))
+    told = {"rank": 2, "alpha": 2.0, **lora}
+    with pytest.raises(LoraError):
+        studio.admit(with_snapshots(studio.archive(run.id), tmp_path, lora=told))
+    assert finish(studio.step(run.id, BLUE, images=2)).step == 2
+    other = finish(studio.start(**SMALL | {"rank": 3}))
+    assert finish(studio.step(other.id, BLUE, images=2)).step == 1
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda weight: weight * float("nan"), lambda weight: weight.half(),
+        lambda weight: weight.long(), lambda weight: weight[:1], lambda weight: weight[None],
+        lambda weight: weight.new_zeros(()),
+    ],
+)  # fmt: skip
+def test_matrices_that_cannot_be_are_refused(studio, run, tmp_path, spoil):
+    with pytest.raises(LoraError):
+        studio.admit(with_snapshots(studio.archive(run.id), tmp_path, spoil=spoil))
+    assert finish(studio.step(run.id, BLUE, images=2)).step == 1
+
+
+def with_snapshots(archive: Path, folder: Path, lora=None, spoil=None) -> Path:
+    """A downloaded run whose snapshots tell of another LoRA, or hold a spoilt matrix."""
+    with zipfile.ZipFile(archive) as good, zipfile.ZipFile(folder / "spoilt.zip", "w") as packed:
+        for name in good.namelist():
+            content = good.read(name)
+            if name.startswith("steps/") and "trajectory" not in name:
+                tensors, told = load(content), metadata_of(content)
+                told = {**told, "lora": json.dumps(lora)} if lora else told
+                if spoil:
+                    first = next(name for name in tensors if name.startswith("lora."))
+                    tensors[first] = spoil(tensors[first]).contiguous()
+                content = save(tensors, told)
+            packed.writestr(name, content)
+    return folder / "spoilt.zip"
+
+
+def metadata_of(content: bytes) -> dict[str, str]:
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length])["__metadata__"]
+
+
+def test_a_picture_with_paint_on_it_is_told_from_the_paint_alone(studio, run):
+    """What the person painted counts, and not the picture's own green and red."""
+    layer = paint(slice(0, 8), slice(0, 0))
+    picture = Image.fromarray((run.picture * 255).round().byte().permute(1, 2, 0).numpy())
+    whole = picture.resize(layer.size, Image.Resampling.LANCZOS).convert("RGBA")
+    one = finish(studio.step(run.id, Wish("paint"), Image.alpha_composite(whole, layer)))
+    # A random model's picture has greens on which green paint cannot be seen, and no other fault.
+    wrong = (one.paint != torch.from_numpy(np.array(layer))).any(2)
+    assert not wrong[8:].any() and wrong[:8].float().mean() < 0.2
+    with pytest.raises(RunError, match="nothing is painted"):
+        finish(studio.step(finish(studio.start(**SMALL)).id, Wish("paint"), whole))
