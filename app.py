@@ -13,10 +13,11 @@ import gc
 import hashlib
 import inspect
 import io
+import ipaddress
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -67,8 +68,6 @@ EXAMPLES = [
 STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4"
 OPENING = Path(__file__).resolve().parent / "assets" / "opening"
 """A run made earlier, to open the page with: its settings, paint, picture before and after."""
-
-MODEL_THREAD = ThreadPoolExecutor(1, "model")
 
 CSS = """
 #title h1 {margin-bottom: 0}
@@ -150,25 +149,53 @@ def setting(name: str, label: str, value: Any = None, note: str = "") -> gr.Numb
     )
 
 
-def on_model_thread(work: Callable[..., Any]) -> Callable[..., Any]:
-    """`work`, a function or a generator function, run on one and the same thread each time.
+class ModelThread:
+    """The one thread that all computing runs on.
 
     OpenMP keeps helpers for every thread that ever computes, and with more of them than cores it
     lets them sleep between any two operations: on two cores all takes half as long again.
     """
 
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "model")
+        self._open: Generator | None = None  # the work that has begun last
+
+    def call(self, work: Callable[..., Any], *values: Any) -> Any:
+        return self._pool.submit(work, *values).result()
+
+    def iterate(self, generator: Generator) -> Iterator[Any]:
+        end = object()
+        try:
+            while (value := self.call(self._advance, generator, end)) is not end:
+                yield value
+        finally:
+            self._pool.submit(generator.close)  # not waited for: this may be that very thread
+
+    def _advance(self, generator: Generator, end: object) -> Any:
+        """The next value. Work that was given up (Stop, a closed tab), and whose end has not
+        reached this thread yet, is closed before other work begins: both want the model."""
+        if inspect.getgeneratorstate(generator) == inspect.GEN_CLOSED:
+            return end
+        if self._open is not generator:
+            if self._open is not None:
+                self._open.close()
+            self._open = generator
+        return next(generator, end)
+
+
+MODEL_THREAD = ModelThread()
+
+
+def on_model_thread(work: Callable[..., Any]) -> Callable[..., Any]:
+    """`work`, a function or a generator function, run on MODEL_THREAD."""
+
     @functools.wraps(work)
     def call(*values: Any) -> Any:
-        return MODEL_THREAD.submit(work, *values).result()
+        return MODEL_THREAD.call(work, *values)
 
     @functools.wraps(work)
     def iterate(*values: Any) -> Iterator[Any]:
-        generator, end = work(*values), object()
-        try:
-            while (value := MODEL_THREAD.submit(next, generator, end).result()) is not end:
-                yield value
-        finally:
-            MODEL_THREAD.submit(generator.close)  # not waited for: this may be that very thread
+        yield from MODEL_THREAD.iterate(work(*values))
 
     return iterate if inspect.isgeneratorfunction(work) else call
 
@@ -185,8 +212,9 @@ def spoken() -> Iterator[None]:
 class Page:
     """The page on one studio: what its events do, and how it is laid out."""
 
-    def __init__(self, studio: Studio, note: str = "") -> None:
-        self.studio, self.note = studio, note
+    def __init__(self, studio: Studio, note: str = "", own_token: bool = False) -> None:
+        """own_token: whether whoever opens the page may push with this machine's token."""
+        self.studio, self.note, self.own_token = studio, note, own_token
         self.base_on_hub = base_of(studio.model.name).hub
         self.has_example = Path(studio.model.name) == TINY_WORLD and OPENING.exists()
 
@@ -473,7 +501,8 @@ class Page:
             if get_space():
                 gr.LoginButton(elem_id="login")
             self.token = gr.Textbox(
-                label="Token", type="password", placeholder="HF_TOKEN, if that is set",
+                label="Token", type="password",
+                placeholder="HF_TOKEN, if that is set" if self.own_token else "hf_…",
                 info="with the right to write; used once, kept nowhere", elem_id="token",
                 visible=not get_space(),
             )  # fmt: skip
@@ -631,7 +660,14 @@ class Page:
             run: str, repo: str, private: bool, with_base: bool, typed: str,
             login: gr.OAuthToken | None,
         ) -> Iterator[str]:  # fmt: skip
-            yield from pushed(self.studio, run, repo, private, with_base, typed, login)
+            token = login.token if login else (typed or "").strip() or None
+            if token is None and not self.own_token:
+                raise gr.Error(
+                    ("Sign in" if get_space() else "Type a token of yours") + " first; Download "
+                    "works without. The server's own token is not for visitors.",
+                    print_exception=False,
+                )
+            yield from pushed(self.studio, run, repo, private, with_base, token)
 
         self.push.click(
             push, [self.run, self.repo, self.private, self.with_base, self.token], self.pushed,
@@ -654,15 +690,11 @@ def signs(work: Iterator[Any], tell: Callable[[Any], Any]):  # noqa: ANN201
 
 
 def pushed(
-    studio: Studio, run_id: str, repo: str, private: bool, with_base: bool, typed: str,
-    login: gr.OAuthToken | None,
-) -> Iterator[str]:  # fmt: skip
-    """Push with the login's token, the typed one, or HF_TOKEN; says where it stands."""
+    studio: Studio, run_id: str, repo: str, private: bool, with_base: bool, token: str | None
+) -> Iterator[str]:
+    """Push with this token, or with this machine's own where it is None; says where it stands."""
     if not run_id:
         raise gr.Error("This is the example; press Step first.", print_exception=False)
-    if get_space() and login is None:
-        raise gr.Error("Sign in first; Download works without.", print_exception=False)
-    token = login.token if login else typed.strip() or None
     with spoken():
         work = studio.push(run_id, repo.strip(), token=token, private=private, with_base=with_base)
         link = yield from signs(work, lambda at: f"{at.phase} {at.done}/{at.total}")
@@ -692,7 +724,7 @@ def api(studio: Studio) -> None:
         numbers = {name: setting(name, name, Settings.__dataclass_fields__[name].default)
                    for name in ("seed", "steps", "guidance_scale", "rank")}  # fmt: skip
         reward = gr.Radio(["paint", "color", "segment"], value="paint", label="reward")
-        paint = gr.Image(type="pil", image_mode="RGBA", label="paint")
+        paint = gr.Image(type="pil", image_mode=None, label="paint")
         color = gr.Textbox("blue", label="color")
         labels = gr.Textbox("Hair", label="labels")
         want = gr.Radio([LESS, MORE], value=LESS, label="want")
@@ -868,15 +900,30 @@ def main() -> None:
             help=f"{text}; or set {variable}",
         )  # fmt: skip
     parser.add_argument("--share", action="store_true", help="a public link for 72 hours")
+    parser.add_argument(
+        "--own-token", action="store_true",
+        help="let whoever opens the page push with this machine's token (HF_TOKEN, or that of `hf "
+        "auth login`); without this option, only a page that no other machine can reach does",
+    )  # fmt: skip
     options = parser.parse_args()
     # A core is left to the server and to a browser on the same machine: where another keeps one
     # of torch's threads waiting, all of them wait, and a step takes twice as long.
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     model, segmenter, note = on_model_thread(open_models)(options.model, options.segmenter)
     studio = Studio(model, segmenter, options.runs)
+    own_token = options.own_token or (is_local(options.host) and not options.share)
     launch(
-        Page(studio, note), server_name=options.host, server_port=options.port, share=options.share
-    )
+        Page(studio, note, own_token),
+        server_name=options.host, server_port=options.port, share=options.share,
+    )  # fmt: skip
+
+
+def is_local(host: str | None) -> bool:
+    """Whether a page served there is for this machine alone; None is what Gradio takes then."""
+    host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    with contextlib.suppress(ValueError):
+        return not get_space() and ipaddress.ip_address(host.strip("[]")).is_loopback
+    return not get_space() and host == "localhost"
 
 
 def theme() -> gr.themes.Soft:

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pxpo.errors import DivergedError, PxpoError
+from pxpo.rewards import painted_map
 from pxpo.session import learn
 
 gradio_client = pytest.importorskip("gradio_client")
@@ -126,6 +127,29 @@ def test_a_step_that_fails_is_said_and_the_run_is_as_before(client, run, monkeyp
     after = load_file(client.predict(run, api_name="/export")[0])
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert client.predict(run, reward="color", images=2, api_name="/step")[1]["step"] == 1
+
+
+def test_paint_means_the_same_as_on_the_command_line(client, tmp_path):
+    """Greys, 16 bits and a phone's orientation too: Gradio hands the picture over as it is."""
+    mask = np.zeros((16, 32), np.uint8)
+    mask[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    reports = []
+    for name, picture in (
+        ("grey", Image.fromarray(mask)),
+        ("sixteen", Image.fromarray(mask.astype(np.uint16) * 257)),
+        ("colours", Image.fromarray(mask).convert("RGBA")),
+        ("turned", Image.fromarray(mask[::-1].copy())),
+    ):
+        file = tmp_path / f"{name}.png"
+        picture.save(file, **({"exif": exif} if name == "turned" else {}))
+        run = client.predict("a lake", seed=0, steps=3, rank=2, api_name="/generate")[0]
+        paint = gradio_client.handle_file(file)
+        reports.append(client.predict(run, paint=paint, api_name="/step")[1])
+        with Image.open(file) as opened:
+            assert painted_map(opened).mean() == 1
+    assert all(report == reports[0] for report in reports)
 
 
 @pytest.mark.parametrize("verb", ["step", "back", "export"])
@@ -268,6 +292,45 @@ def test_all_that_computes_runs_on_one_thread(client, run, paint, monkeypatch):
     client.predict(run, paint=paint, api_name="/step")
     client.predict(run, count=2, paint=paint, api_name="/run")
     assert len(threads) == 1 and "model" in threads.pop()
+
+
+def test_who_waits_while_another_stops_is_served(address):
+    """Stop reaches the model's thread after the next person's work, which must not fail for it."""
+    one, other = (gradio_client.Client(address, verbose=False) for _ in range(2))
+    begin = {"steps": 3, "rank": 2, "api_name": "/generate"}
+    mine, theirs = (c.predict("a lake", seed=0, **begin)[0] for c in (one, other))
+    for turn in range(1, 21):
+        stopped = one.submit(mine, count=100, reward="color", images=2, api_name="/run")
+        while not stopped.outputs():
+            time.sleep(0.005)
+        waiting = other.submit(theirs, reward="color", images=2, api_name="/step")
+        time.sleep(0.05 * (turn % 3))
+        stopped.cancel()
+        assert waiting.result(LIMIT)[1]["step"] == turn
+        one.predict(mine, step=0, api_name="/back")
+
+
+def test_work_given_up_is_closed_before_other_work_begins():
+    import app
+
+    happened = []
+
+    def work(name: str):
+        happened.append(f"{name} begins")
+        try:
+            yield 1
+            yield 2
+        finally:
+            happened.append(f"{name} ends")
+
+    given_up, next_one = (app.MODEL_THREAD.iterate(work(name)) for name in ("first", "second"))
+    assert next(given_up) == 1  # and nobody closes it
+    assert list(next_one) == [1, 2]
+    assert happened == ["first begins", "first ends", "second begins", "second ends"]
+    third = app.MODEL_THREAD.iterate(work("third"))
+    assert next(third) == 1
+    assert list(given_up) == []  # it does not come back to life, nor disturb the third
+    assert list(third) == [2]
 
 
 def test_work_that_is_given_up_is_closed_on_that_thread():

@@ -193,3 +193,56 @@ def test_signing_in_with_a_browser_and_pushing(space, browser):
     assert page.locator("#pushed a").get_attribute("href") == f"{hub.url}/ada/painted"
     assert hub.repos["ada/painted"]["pytorch_lora_weights.safetensors"]
     page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own"),
+    [
+        ([], True),
+        (["--host", "localhost"], True),
+        (["--host", "::1"], True),
+        (["--share"], False),
+        (["--host", "0.0.0.0"], False),
+        (["--host", "192.168.0.7"], False),
+        (["--host", "studio.example"], False),
+        (["--host", "0.0.0.0", "--own-token"], True),
+    ],
+)
+def test_the_owner_s_token_is_for_the_owner(
+    model, segmenter, tmp_path, monkeypatch, arguments, own
+):
+    """Whoever opens a page that others can reach pushes with a token of theirs, or not at all."""
+    import app
+
+    pages, pushes = [], []
+
+    def push(*values, token, **options):
+        pushes.append(token)
+        yield from ()
+        return "address"
+
+    monkeypatch.setattr("app.open_models", lambda *_: (model, segmenter, ""))
+    monkeypatch.setattr("app.launch", lambda page, **_: pages.append(page))
+    monkeypatch.setattr("app.Studio.push", push)
+    monkeypatch.setattr("sys.argv", ["app.py", "--runs", str(tmp_path), *arguments])
+    monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)
+    app.main()
+    blocks = pages[0].build()
+    press = next(event.fn for event in blocks.fns.values() if event.name == "push")
+    assert len(list(press("run", "ada/x", False, False, " hf_mine ", None))) == 1
+    if own:
+        assert len(list(press("run", "ada/x", False, False, " ", None))) == 1
+    else:
+        with pytest.raises(app.gr.Error, match="token of yours"):
+            list(press("run", "ada/x", False, False, " ", None))
+    assert pushes == ["hf_mine", None][: 1 + own]
+
+
+@pytest.mark.parametrize(("name", "own"), [("0.0.0.0", False), ("127.0.0.1", True)])
+def test_gradio_s_own_variable_counts_too(monkeypatch, name, own):
+    import app
+
+    monkeypatch.setenv("GRADIO_SERVER_NAME", name)
+    assert app.is_local(None) == own
+    monkeypatch.setattr("app.get_space", lambda: "ada/studio")  # behind the Hub's own proxy
+    assert not app.is_local("127.0.0.1")
