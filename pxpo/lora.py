@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Linear, Parameter
 
 from .errors import LoraError
-from .models import DiffusionModel
+from .models.base import DiffusionModel
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """The attention projections, as in DDPO's public trainers."""
@@ -75,7 +75,7 @@ def new_lora(model: DiffusionModel, rank: int, seed: int) -> Lora:
 def _shapes(model: DiffusionModel, rank: int) -> dict[str, tuple[int, int]]:
     """The matrices of a LoRA for this model, in the order of its layers."""
     shapes = {}
-    for name, module in model.unet.named_modules():
+    for name, module in model.network.named_modules():
         name = name.removesuffix(".base_layer")  # its name while another LoRA is attached
         if isinstance(module, Linear) and name.endswith(TARGETS):
             shapes[f"{name}.lora_A.{_ADAPTER}.weight"] = (rank, module.in_features)
@@ -100,9 +100,19 @@ def adapter(model: DiffusionModel, lora: Lora) -> Iterator[dict[str, Parameter]]
     try:
         yield _activate(model, lora)
     finally:
-        if hasattr(model.unet, "peft_config"):
-            model.unet.disable_adapters()
+        if hasattr(model.network, "peft_config"):
+            model.network.disable_adapters()
         model.busy = False
+
+
+@contextmanager
+def without_lora(model: DiffusionModel) -> Iterator[None]:
+    """The base model for a while, though a LoRA is attached."""
+    model.network.disable_adapters()
+    try:
+        yield
+    finally:
+        model.network.enable_adapters()
 
 
 def weights_of(parameters: dict[str, Parameter]) -> dict[str, Tensor]:
@@ -133,7 +143,7 @@ def _activate(model: DiffusionModel, lora: Lora) -> dict[str, Parameter]:
         for name, parameter in parameters.items():
             parameter.copy_(lora.weights[name])
             parameter.grad = None
-    model.unet.enable_adapters()
+    model.network.enable_adapters()
     return parameters
 
 
@@ -142,16 +152,16 @@ def _attach(model: DiffusionModel, rank: int, alpha: float) -> dict[str, Paramet
 
     The bare model is left where that fails (for want of memory, say), and not half a LoRA.
     """
-    present = getattr(model.unet, "peft_config", {}).get(_ADAPTER)
+    present = getattr(model.network, "peft_config", {}).get(_ADAPTER)
     if present is None or (present.r, present.lora_alpha) != (rank, alpha):
         try:
             if present is not None:
-                model.unet.delete_adapters(_ADAPTER)
-            model.unet.add_adapter(_config(rank, alpha), _ADAPTER)
+                model.network.delete_adapters(_ADAPTER)
+            model.network.add_adapter(_config(rank, alpha), _ADAPTER)
         except BaseException:
-            model.unet.unload_lora()
+            model.network.unload_lora()
             raise
-        model.unet.disable_adapters()
+        model.network.disable_adapters()
     parameters = _parameters(model)
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
@@ -164,7 +174,7 @@ def _config(rank: int, alpha: float) -> LoraConfig:
 
 
 def _parameters(model: DiffusionModel) -> dict[str, Parameter]:
-    return {name: p for name, p in model.unet.named_parameters() if ".lora_" in name}
+    return {name: p for name, p in model.network.named_parameters() if ".lora_" in name}
 
 
 def save_lora(lora: Lora, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Sampling: stochastic DDIM as a generator that hands control back after every step."""
+"""Sampling, as a generator that hands control back after every step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .config import Sampling
-from .ddim import Schedule, make_schedule, noise_and_image, step
 from .errors import SettingError
-from .models import DiffusionModel
+from .models.base import Cond, DiffusionModel, some
+from .steps import Steps
 
 Result = TypeVar("Result")
 
@@ -71,15 +71,17 @@ def derived_seed(*numbers: int) -> int:
 class Trajectory:
     """What one rollout did: the states and actions that learning replays, as data on the CPU.
 
-    latents: (T + 1, B, C, h, w) float32, x_T first and x_0 last. noise: (T, B, C, h, w), each
-    step's z. cond: (B, L, D). uncond: (1, L, D). images: (B, 3, H, W) in [0, 1].
+    latents: (T + 1, B, C, h, w) float32, x_T first and x_0 last. outputs: (T, B, C, h, w), what the
+    network said, guided. noise: (T, B, C, h, w), each step's z. cond: (B, ...) by name. uncond:
+    (1, ...) by name. images: (B, 3, H, W) in [0, 1].
     """
 
     latents: Tensor
+    outputs: Tensor
     noise: Tensor
-    schedule: Schedule
-    cond: Tensor
-    uncond: Tensor
+    steps: Steps
+    cond: Cond
+    uncond: Cond
     guidance_scale: float
     images: Tensor
 
@@ -105,28 +107,30 @@ def rollout(
         raise SettingError(
             f"{len(prompts)} prompts and {len(noise)} noises; give one noise for each prompt."
         )
-    schedule = make_schedule(model.scheduler, sampling.steps, sampling.eta)
-    steps, count = len(schedule), len(prompts)
-    cond, uncond = model.encode_prompts(list(prompts)), model.encode_prompts([""])
-    drawn = torch.stack([one.draw(model.latent_shape, steps) for one in noise], dim=1)
-    x, z = drawn[0], drawn[1:]  # (B, C, h, w), (T, B, C, h, w)
-    output = torch.empty_like(x)
-    latents = [x]
-    for index in range(steps):
-        at = schedule[index]
+    steps = model.steps(sampling)
+    cond, uncond = model.encode(list(prompts)), model.encode([""])
+    drawn = torch.stack([one.draw(model.latent_shape, len(steps)) for one in noise], dim=1)
+    latents, z = [drawn[0]], drawn[1:]  # (B, C, h, w), (T, B, C, h, w)
+    outputs = torch.empty_like(z)
+    for index in range(len(steps)):
+        at, x_t, out = steps[index], latents[-1], outputs[index]
 
-        def predict(part: slice, x: Tensor = x, t: Tensor = at.t) -> None:
-            output[part] = model.predict(
-                x[part], t.expand(len(x[part])), cond[part], uncond, sampling.guidance_scale
+        def predict(part: slice, at: Steps = at, x_t: Tensor = x_t, out: Tensor = out) -> None:
+            t = at.t.expand(len(x_t[part]))
+            out[part] = model.predict(
+                x_t[part], t, some(cond, part), uncond, sampling.guidance_scale
             ).cpu()
 
-        for _ in model.fold("sample", count, predict):
+        for _ in model.fold("sample", len(prompts), predict):
             pass
-        eps, x_0 = noise_and_image(output, x, at, model.prediction_type)
-        x = step(x, eps, z[index], at, x_0)
-        latents.append(x)
-        yield Progress(phase, index + 1, steps, x_0)
+        x_prev, x_0 = model.take_step(at, x_t, out, z[index], sampling)
+        latents.append(x_prev)
+        yield Progress(phase, index + 1, len(steps), x_0)
     return Trajectory(
-        torch.stack(latents), z, schedule, cond.cpu(), uncond.cpu(), sampling.guidance_scale,
-        model.decode(x),
+        torch.stack(latents), outputs, z, steps, _on_cpu(cond), _on_cpu(uncond),
+        sampling.guidance_scale, model.decode(latents[-1]),
     )  # fmt: skip
+
+
+def _on_cpu(cond: Cond) -> Cond:
+    return {name: value.cpu() for name, value in cond.items()}

@@ -27,14 +27,14 @@ from torch import Tensor
 
 from .config import Settings
 from .credit import downsample, filled, latent_credit
-from .ddim import Schedule
 from .errors import RewardError, RunError
 from .lora import Lora, adapter, new_lora, weights_of
 from .models import DiffusionModel
 from .rollout import Noise, Progress, Trajectory, derived_seed, rollout
+from .steps import Steps
 from .update import Report, update
 
-FORMAT = 2
+FORMAT = 3
 """Version of the files that `save` writes."""
 
 SHOWING = "showing"
@@ -350,12 +350,20 @@ def _unpacked(path: Path) -> Snapshot:
 
 def _flat(trajectory: Trajectory) -> dict[str, Tensor]:
     tensors = {k: v for k, v in vars(trajectory).items() if isinstance(v, Tensor)}
-    tensors |= {f"schedule.{k}": v for k, v in vars(trajectory.schedule).items()}
+    for part in ("cond", "uncond"):
+        tensors |= {f"{part}.{k}": v for k, v in getattr(trajectory, part).items()}
+    tensors |= {f"steps.{k}": v for k, v in vars(trajectory.steps).items()}
     tensors["guidance_scale"] = torch.tensor(trajectory.guidance_scale, dtype=torch.float64)
     return {name: value.contiguous() for name, value in tensors.items()}
 
 
 def _unflat(tensors: dict[str, Tensor]) -> Trajectory:
-    schedule = {k[9:]: tensors.pop(k) for k in list(tensors) if k.startswith("schedule.")}
-    guidance_scale = tensors.pop("guidance_scale").item()
-    return Trajectory(schedule=Schedule(**schedule), guidance_scale=guidance_scale, **tensors)
+    parts: dict[str, dict[str, Tensor]] = {"steps": {}, "cond": {}, "uncond": {}, "": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.rpartition(".")
+        parts[part][rest] = value
+    guidance_scale = parts[""].pop("guidance_scale").item()
+    return Trajectory(
+        steps=Steps(**parts["steps"]), cond=parts["cond"], uncond=parts["uncond"],
+        guidance_scale=guidance_scale, **parts[""],
+    )  # fmt: skip

@@ -1,8 +1,8 @@
 """The update of Eq. 6 as one vector-Jacobian product per chunk of (image, step) pairs.
 
-For a step x_prev = a x_t + c eps + sigma z, on policy,
+For a step x_prev = a x_t + c out + sigma z, on policy,
 
-    d log p / d eps = z c / sigma,  so  d J / d theta = sum A^ij z^ij (c / sigma) d eps^ij / d theta
+    d log p / d out = z c / sigma,  so  d J / d theta = sum A^ij z^ij (c / sigma) d out^ij / d theta
 
 with A the latent credit: no stored log-probabilities, no division by sigma squared, and an
 importance ratio of 1 by construction. x_t and z are data, so no graph runs through time and the
@@ -14,9 +14,8 @@ Departures from the paper, all of them settings:
   log-probability is the sum over its channels (the paper does not say).
 - `baseline="location"`, `"area"` and `"past"` replace the paper's standardisation (`"global"`).
 - `step_weights="flat"` replaces |c / sigma|, which makes the last, detail-making steps the loudest,
-  by 1, or by 1 / |d eps / d v| for a network that predicts v: in what the network predicts, each
-  step is as loud as any other. `"early"` multiplies that by sigma over its mean: the first steps,
-  which lay the picture out, then speak louder than the last.
+  by 1: in what the network says, each step is as loud as any other. `"early"` multiplies that by
+  sigma over its mean: the first steps, which lay the picture out, then speak louder than the last.
 - `step_noise="expected"` puts E[z | x_t, x_0] for z, as large at each step. As the reward is a
   function of x_0, the mean gradient would be the same and what is left out is noise
   (Rao-Blackwell), were the model's own mean right; so it wants a baseline of about the mean reward.
@@ -43,10 +42,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .config import Learning
-from .ddim import expected_step_noise, predicted_noise
 from .errors import DivergedError, RewardError, SettingError
-from .models import DiffusionModel, without_lora
+from .lora import without_lora
+from .models.base import DiffusionModel, some
 from .rollout import Progress, Trajectory
+from .steps import Steps
 
 
 @dataclass(frozen=True)
@@ -105,61 +105,42 @@ def accumulate_gradient(
 
         - mean over (step, image, pixel) of A log p  +  hold * mean of silence * KL(p || base)
 
-    as described above; arguments as in `update`. A pixel's KL divergence is the sum over channels
-    of (c/sigma)^2 (eps - eps_base)^2 / 2.
+    as described above; arguments as in `update`. A pixel's KL divergence is half the sum
+    over channels of (c / sigma)^2 (out - out_base)^2, with `loudness` for c / sigma.
     """
-    latents, z, schedule = trajectory.latents, trajectory.noise, trajectory.schedule
-    images, (h, w) = latents.shape[1], trajectory.size
+    images, (h, w) = trajectory.latents.shape[1], trajectory.size
     _check("credit", credit, (images, h, w))
     silence = torch.ones_like(credit) if silence is None else silence
     _check("silence", silence, (images, h, w))
-    steps = _chosen_steps(schedule.sigma, learning.timesteps, generator)
-    ratio = schedule.c / schedule.sigma  # -inf where sigma is 0: never chosen
-    if learning.step_weights != "paper":
-        ratio = ratio.sign()
-        if learning.step_weights == "early":
-            ratio = ratio * schedule.sigma / schedule.sigma.mean()
-        if model.prediction_type == "v_prediction":
-            ratio = ratio / schedule.alpha.sqrt()  # eps = sqrt(alpha) v + sqrt(1 - alpha) x_t
+    chosen = _chosen_steps(trajectory.steps.sigma, learning.timesteps, generator)
+    pairs = torch.cartesian_prod(chosen, torch.arange(images))  # (P, 2): step, image
+    weights = loudness(trajectory.steps, learning.step_weights)
     # With the unconditional half detached, guidance is a mere factor on the conditional one.
     detached = learning.unconditional == "detached"
     guidance = 1.0 if detached else trajectory.guidance_scale
-    factor = trajectory.guidance_scale if detached else 1.0
-    pairs = torch.cartesian_prod(steps, torch.arange(images))  # (P, 2): step, image
     # Half precision underflows on a mean over millions of terms: divide at the end, in float32.
     scale = 1.0 / (credit.abs().max().item() or 1.0)
+    factor = scale * (trajectory.guidance_scale if detached else 1.0)
     totals = [torch.zeros_like(p) for p in parameters.values()]
     divergence = 0.0
 
     def work(part: slice) -> None:
         nonlocal divergence
         step, image = pairs[part].unbind(1)
-        x_t, t = latents[step, image], schedule.t[step]
-        cond = trajectory.cond[image]
-        eps = model.predict_noise(x_t, t, cond, trajectory.uncond, guidance)
-        weight = ratio[step].view(-1, 1, 1, 1)
-        at, noise = schedule[step.view(-1, 1, 1, 1)], z[step, image]
-        guided = predicted_noise(x_t, latents[step + 1, image], noise, at)
+        weight = weights[step].view(-1, 1, 1, 1)
+        out = _ask(model, trajectory, step, image, guidance)
+        z = trajectory.noise[step, image]
         if learning.step_noise == "expected":
-            unguided = eps.detach()
-            if guidance != 1:
-                with torch.no_grad():
-                    unguided = model.predict_noise(x_t, t, cond)
-            noise = expected_step_noise(x_t, latents[-1, image], unguided.cpu(), at)
-            noise = noise / noise.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
-        cotangent = -weight * credit[image, None] * noise  # (P, C, h, w)
+            z = _expected_noise(model, trajectory, step, image, out, guidance)
+        sent_back = -weight * credit[image, None] * z  # (P, C, h, w)
         kl = 0.0
         if learning.hold:
-            with torch.no_grad(), without_lora(model):
-                base = model.predict_noise(
-                    x_t, t, cond, trajectory.uncond, trajectory.guidance_scale
-                )
-            drift = guided - base.cpu()
-            pull = learning.hold * weight**2 * silence[image, None] * drift
-            kl = 0.5 * (pull * drift).sum().item() / learning.hold
-            cotangent = cotangent + pull
+            drift = _drift(model, trajectory, step, image)
+            pull = weight**2 * silence[image, None] * drift
+            kl = 0.5 * (pull * drift).sum().item()
+            sent_back = sent_back + learning.hold * pull
         gradients = torch.autograd.grad(
-            eps, list(parameters.values()), (scale * factor * cotangent).to(eps.device)
+            out, list(parameters.values()), (factor * sent_back).to(out.device)
         )
         # Nothing above left a trace, so a chunk that ran out of memory can be tried again.
         divergence += kl
@@ -177,6 +158,54 @@ def accumulate_gradient(
     return Report(
         norm.item(), divergence / (len(pairs) * max(silence.sum().item() / images, 1e-12))
     )
+
+
+def loudness(steps: Steps, step_weights: str) -> Tensor:
+    """(T,): what z is multiplied by in d log p / d out. "paper": c / sigma; it is infinite where
+    sigma is 0, but such steps are never learnt from."""
+    ratio = steps.c / steps.sigma
+    if step_weights == "paper":
+        return ratio
+    if step_weights == "early":
+        return ratio.sign() * steps.sigma / steps.sigma.mean()
+    return ratio.sign()
+
+
+def _ask(
+    model: DiffusionModel,
+    trajectory: Trajectory,
+    step: Tensor,
+    image: Tensor,
+    guidance_scale: float,
+) -> Tensor:
+    """What the network says (P, C, h, w) at these (P,) steps of these (P,) images."""
+    x_t, t = trajectory.latents[step, image], trajectory.steps.t[step]
+    return model.predict(x_t, t, some(trajectory.cond, image), trajectory.uncond, guidance_scale)
+
+
+@torch.no_grad()
+def _expected_noise(
+    model: DiffusionModel,
+    trajectory: Trajectory,
+    step: Tensor,
+    image: Tensor,
+    out: Tensor,
+    guidance_scale: float,
+) -> Tensor:
+    """E[z | x_t, x_0] (P, C, h, w) of each pair, brought to root mean square 1."""
+    unguided = out if guidance_scale == 1 else _ask(model, trajectory, step, image, 1.0)
+    x_t, x_0 = trajectory.latents[step, image], trajectory.latents[-1, image]
+    at = trajectory.steps[step.view(-1, 1, 1, 1)]
+    z = at.expected_noise(x_t, unguided.cpu(), x_0)
+    return z / z.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
+
+
+@torch.no_grad()
+def _drift(model: DiffusionModel, trajectory: Trajectory, step: Tensor, image: Tensor) -> Tensor:
+    """How far (P, C, h, w) what the network said is from what the base model says."""
+    with without_lora(model):
+        base = _ask(model, trajectory, step, image, trajectory.guidance_scale)
+    return trajectory.outputs[step, image] - base.cpu()
 
 
 def _chosen_steps(sigma: Tensor, share: float, generator: torch.Generator | None) -> Tensor:

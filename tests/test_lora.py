@@ -7,8 +7,17 @@ from safetensors.torch import load_file, save_file
 
 from pxpo.config import Sampling
 from pxpo.errors import LoraError
-from pxpo.lora import FILE_NAME, TARGETS, Lora, adapter, load_lora, new_lora, save_lora, weights_of
-from pxpo.models import without_lora
+from pxpo.lora import (
+    FILE_NAME,
+    TARGETS,
+    Lora,
+    adapter,
+    load_lora,
+    new_lora,
+    save_lora,
+    weights_of,
+    without_lora,
+)
 from pxpo.rollout import Noise, finish, rollout
 
 SAMPLING = Sampling(steps=2, guidance_scale=2.0)
@@ -17,7 +26,7 @@ SAMPLING = Sampling(steps=2, guidance_scale=2.0)
 @torch.no_grad()
 def prediction(model) -> torch.Tensor:
     x_t = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
-    return model.predict_noise(x_t, torch.tensor([300]), model.encode_prompts(["a"]))
+    return model.predict(x_t, torch.tensor([300]), model.encode(["a"]))
 
 
 def with_lora(model, lora: Lora) -> torch.Tensor:
@@ -43,12 +52,14 @@ def test_a_new_lora_changes_nothing_yet(model, base):
 
 def test_a_new_lora_covers_the_attention_projections_in_float32(model):
     lora = new_lora(model, 3, 0)
-    attentions = [name for name, _ in model.unet.named_modules() if name.endswith(TARGETS)]
+    attentions = [name for name, _ in model.network.named_modules() if name.endswith(TARGETS)]
     assert len(lora.weights) == 2 * len(attentions) > 0
     assert (lora.rank, lora.alpha) == (3, 3.0)
     for name, weight in lora.weights.items():
         assert weight.dtype == torch.float32
-        assert weight.shape[0 if "lora_A" in name else 1] == 3
+        module = model.network.get_submodule(name.split(".lora_")[0])
+        wanted = (3, module.in_features) if "lora_A" in name else (module.out_features, 3)
+        assert tuple(weight.shape) == wanted
         assert bool(weight.any()) == ("lora_A" in name)
 
 
@@ -135,9 +146,9 @@ def test_the_base_is_bit_identical_after_closing_a_generator(model, base, steps_
 
 def test_the_parameters_are_the_ones_that_count_and_start_without_gradients(model):
     lora = random_lora(model)
-    x_t, cond = torch.ones(1, 4, 8, 8), model.encode_prompts(["a"])
+    x_t, cond = torch.ones(1, 4, 8, 8), model.encode(["a"])
     with adapter(model, lora) as parameters:
-        model.predict_noise(x_t, torch.tensor([5]), cond).square().sum().backward()
+        model.predict(x_t, torch.tensor([5]), cond).square().sum().backward()
         assert all(p.grad is not None and p.grad.any() for p in parameters.values())
         assert all(p.dtype == torch.float32 for p in parameters.values())
     with adapter(model, lora) as parameters:
@@ -294,7 +305,7 @@ def test_attaching_that_fails_leaves_the_model_as_it_was(model, base, monkeypatc
         with pytest.raises(MemoryError):
             with_lora(model, random_lora(model, 3))
     assert made and torch.equal(prediction(model), base)
-    assert not [name for name, _ in model.unet.named_parameters() if "lora" in name]
+    assert not [name for name, _ in model.network.named_parameters() if "lora" in name]
     again = with_lora(model, random_lora(model, 2))
     assert kept is None or torch.equal(again, kept)
     assert torch.equal(prediction(model), base)

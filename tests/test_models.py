@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import pytest
 import torch
 from conftest import random_pipeline
@@ -5,17 +8,18 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from transformers import CLIPTokenizer
 
 from pxpo.errors import ModelError, PxpoError, SettingError
-from pxpo.models import DiffusionModel, is_out_of_memory, load_model
+from pxpo.models import DiffusionModel, StableDiffusion, load_model
+from pxpo.models.base import is_out_of_memory
 
 
 def wrapped(prediction_type: str = "epsilon") -> DiffusionModel:
-    return DiffusionModel(random_pipeline(prediction_type), "cpu", "random")
+    return StableDiffusion(random_pipeline(prediction_type), "cpu", "random")
 
 
 def unet_output(model, x_t, t, cond):
     """What the UNet says about each image on its own."""
-    each = zip(x_t.split(1), t, cond.split(1), strict=True)
-    return torch.cat([model.unet(*one).sample for one in each])
+    each = zip(x_t.split(1), t, cond["text"].split(1), strict=True)
+    return torch.cat([model.network(*one).sample for one in each])
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def test_a_loaded_model_is_frozen_and_knows_its_sizes(model, model_folder):
     assert model.name == str(model_folder)
     assert model.latent_shape == (4, 8, 8)
     assert model.image_size == (16, 16)
-    for part in (model.unet, model.vae, model.text_encoder):
+    for part in (model.network, model.vae, model.text_encoder):
         assert not part.training
         assert not any(p.requires_grad for p in part.parameters())
 
@@ -36,15 +40,15 @@ def test_a_loaded_model_is_frozen_and_knows_its_sizes(model, model_folder):
 def test_non_square_sizes_are_height_then_width():
     pipeline = random_pipeline()
     pipeline.unet.register_to_config(sample_size=(6, 10))
-    model = DiffusionModel(pipeline, "cpu", "wide")
+    model = StableDiffusion(pipeline, "cpu", "wide")
     assert model.latent_shape == (4, 6, 10)
     assert model.image_size == (12, 20)
 
 
 def test_prompts_are_encoded_as_the_stock_pipeline_does():
     pipeline = random_pipeline()
-    model = DiffusionModel(pipeline, "cpu", "random")
-    cond = model.encode_prompts(["a b", ""])
+    model = StableDiffusion(pipeline, "cpu", "random")
+    cond = model.encode(["a b", ""])["text"]
     expected, unconditional = pipeline.encode_prompt(["a b"], "cpu", 1, True)
     assert cond.shape == (2, 12, 32)
     torch.testing.assert_close(cond, torch.cat([expected, unconditional]))
@@ -59,26 +63,23 @@ def test_guidance_leads_from_the_unconditional_prediction_past_the_conditional(
 ):
     model = wrapped(prediction_type)
     x_t, t = inputs
-    cond, uncond = model.encode_prompts(["a", "b c", "z"]), model.encode_prompts([""])
-    without = unet_output(model, x_t, t, uncond.expand_as(cond))
+    cond, uncond = model.encode(["a", "b c", "z"]), model.encode([""])
+    without = unet_output(model, x_t, t, model.encode([""] * 3))
     expected = without + guidance_scale * (unet_output(model, x_t, t, cond) - without)
-    if prediction_type == "v_prediction":
-        alpha = model.scheduler.alphas_cumprod[t][:, None, None, None]
-        expected = alpha**0.5 * expected + (1 - alpha) ** 0.5 * x_t
-    eps = model.predict_noise(x_t, t, cond, uncond, guidance_scale)
-    assert eps.dtype == torch.float32
-    torch.testing.assert_close(eps, expected, rtol=1e-4, atol=1e-5)
+    out = model.predict(x_t, t, cond, uncond, guidance_scale)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_guidance_without_an_unconditional_prompt_is_refused(model, inputs):
     x_t, t = inputs
     with pytest.raises(SettingError, match="guidance_scale is 2.0.*uncond"):
-        model.predict_noise(x_t, t, model.encode_prompts(["a"] * 3), guidance_scale=2.0)
+        model.predict(x_t, t, model.encode(["a"] * 3), guidance_scale=2.0)
 
 
 def test_decode_equals_the_stock_decoder_and_stays_within_bounds():
     pipeline = random_pipeline()
-    model = DiffusionModel(pipeline, "cpu", "random")
+    model = StableDiffusion(pipeline, "cpu", "random")
     latents = 5 * torch.randn((3, 4, 8, 6), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
@@ -196,17 +197,64 @@ def test_a_folder_that_is_no_pipeline_is_named_with_the_way_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "words"),
     [
         ({"in_channels": 9}, "takes 9 channels and gives 4.*inpainting"),
-        ({"addition_embed_type": "text_time"}, "SDXL"),
+        ({"addition_embed_type": "text_time"}, "SDXL.*addition_embed_type"),
+        ({"class_embed_type": "projection"}, "class embeddings.*class_embed_type"),
+        ({"num_class_embeds": 10}, "class embeddings.*num_class_embeds"),
+        ({"time_cond_proj_dim": 256}, "LCM.*time_cond_proj_dim"),
+        ({"encoder_hid_dim_type": "ip_image_proj"}, "image embeddings.*encoder_hid_dim_type"),
+        ({"sample_size": None}, "sample_size.*unet/config.json"),
     ],
 )
-def test_a_unet_of_another_kind_is_refused(changes, said):
+def test_a_unet_of_another_kind_is_refused_by_name(changes, words):
     pipeline = random_pipeline()
     pipeline.unet.register_to_config(**changes)
-    with pytest.raises(ModelError, match=said):
-        DiffusionModel(pipeline, "cpu", "other")
+    with pytest.raises(ModelError, match=f"'other'.*{words}"):
+        StableDiffusion(pipeline, "cpu", "other")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prediction_type": "sample"}, "predicts 'sample'; only epsilon and v_prediction"),
+        ({"clip_sample": True}, "clip_sample.*scheduler_config.json"),
+        ({"thresholding": True}, "thresholding.*scheduler_config.json"),
+        ({"rescale_betas_zero_snr": True}, "zero signal.*rescale_betas_zero_snr"),
+    ],
+)
+def test_a_scheduler_whose_step_is_not_affine_is_refused_by_name(changes, words):
+    pipeline = random_pipeline()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **changes)
+    with pytest.raises(ModelError, match=f"'other'.*{words}"):
+        StableDiffusion(pipeline, "cpu", "other")
+
+
+def test_a_tokenizer_without_an_end_is_refused_by_name():
+    pipeline = random_pipeline()
+    pipeline.tokenizer.model_max_length = int(1e30)
+    with pytest.raises(ModelError, match="'other'.*model_max_length.*77"):
+        StableDiffusion(pipeline, "cpu", "other")
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "FluxPipeline", "DDPMPipeline"])
+def test_a_pipeline_of_another_family_is_refused_by_name(model_folder, tmp_path, kind):
+    shutil.copytree(model_folder, tmp_path / "other")
+    index = tmp_path / "other" / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": kind}))
+    with pytest.raises(ModelError, match=f"other' is a {kind}; .*StableDiffusionPipeline"):
+        load_model(tmp_path / "other", device="cpu")
+
+
+def test_it_is_refused_before_its_weights_are_read(model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "other")
+    config = tmp_path / "other" / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "time_cond_proj_dim": 256}))
+    for weights in (tmp_path / "other").rglob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(ModelError, match="time_cond_proj_dim"):
+        load_model(tmp_path / "other", device="cpu")
 
 
 def test_an_inpainting_folder_is_refused_when_loaded(tmp_path):
@@ -217,24 +265,20 @@ def test_an_inpainting_folder_is_refused_when_loaded(tmp_path):
         load_model(tmp_path, device="cpu")
 
 
-def test_an_unknown_prediction_type_is_refused():
-    with pytest.raises(ModelError, match="'random' predicts 'sample'"):
-        wrapped("sample")
-
-
 @pytest.mark.parametrize("kind", [PNDMScheduler, EulerDiscreteScheduler])
 def test_a_scheduler_that_knows_no_clipping_is_not_taken_for_one_that_clips(kind):
     pipeline = random_pipeline()
     pipeline.scheduler = kind(beta_schedule="scaled_linear")
-    assert not DiffusionModel(pipeline, "cpu", "unclipped").scheduler.config.clip_sample
+    assert not StableDiffusion(pipeline, "cpu", "unclipped").scheduler.config.clip_sample
     pipeline.scheduler = DDIMScheduler()  # clips unless told otherwise
-    assert DiffusionModel(pipeline, "cpu", "clipped").scheduler.config.clip_sample
+    with pytest.raises(ModelError, match="'clipped' clips samples"):
+        StableDiffusion(pipeline, "cpu", "clipped")
 
 
 def test_half_precision_takes_the_half_sized_files(tmp_path):
     random_pipeline().to(torch.float16).save_pretrained(tmp_path, variant="fp16")
     model = load_model(tmp_path, device="cpu", dtype=torch.bfloat16)
-    assert {p.dtype for p in model.unet.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.network.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.vae.parameters()} == {torch.float32}
     with pytest.raises(ModelError):
         load_model(tmp_path, device="cpu")

@@ -3,12 +3,12 @@ from itertools import combinations
 import pytest
 import torch
 from conftest import random_lora, random_pipeline
+from diffusers import DDIMScheduler
 
 from pxpo.config import Sampling
-from pxpo.ddim import expected_image, step
 from pxpo.errors import SettingError
 from pxpo.lora import adapter
-from pxpo.models import DiffusionModel
+from pxpo.models import StableDiffusion
 from pxpo.rollout import Noise, derived_seed, finish, rollout
 
 SAMPLING = Sampling(steps=3, guidance_scale=2.5)
@@ -54,7 +54,7 @@ def test_seed_zero_is_a_seed_like_any_other():
 def test_rollout_equals_the_stock_pipeline(steps, guidance_scale, prediction_type):
     pipeline = random_pipeline(prediction_type)
     pipeline.set_progress_bar_config(disable=True)
-    model = DiffusionModel(pipeline, "cpu", "random")
+    model = StableDiffusion(pipeline, "cpu", "random")
     sampling = Sampling(steps=steps, guidance_scale=guidance_scale)
     prompts, seeds = ["a b", "z"], [0, 7]
     trajectory = finish(rollout(model, prompts, [Noise(seed) for seed in seeds], sampling))
@@ -66,6 +66,25 @@ def test_rollout_equals_the_stock_pipeline(steps, guidance_scale, prediction_typ
     }
     stock = pipeline(prompts, output_type="pt", **options).images
     assert torch.equal(trajectory.images, stock)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_zero_terminal_snr_is_sampled_where_v_is_predicted(eta):
+    """At eta = 1 the stock pipeline's pictures are NaN there."""
+    pipeline = random_pipeline("v_prediction")
+    changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **changes)
+    pipeline.set_progress_bar_config(disable=True)
+    model = StableDiffusion(pipeline, "cpu", "random")
+    sampling = Sampling(steps=3, guidance_scale=1.0, eta=eta)
+    trajectory = finish(rollout(model, ["a b"], [Noise(0)], sampling))
+    assert trajectory.steps.p[0] == 0 and trajectory.images.isfinite().all()
+    if eta < 1:
+        stock = pipeline(
+            "a b", num_inference_steps=3, guidance_scale=1.0, eta=eta, output_type="pt",
+            generator=torch.Generator().manual_seed(0),
+        ).images  # fmt: skip
+        torch.testing.assert_close(trajectory.images, stock)
 
 
 def test_an_image_does_not_depend_on_its_batch(model):
@@ -94,20 +113,22 @@ def test_a_trajectory_is_what_learning_replays(model):
     assert trajectory.latents.shape == (4, 2, 4, 8, 8)
     assert trajectory.noise.shape == (3, 2, 4, 8, 8)
     assert trajectory.images.shape == (2, 3, 16, 16)
-    assert trajectory.cond.shape == (2, 12, 32)
-    assert trajectory.uncond.shape == (1, 12, 32)
+    assert trajectory.outputs.shape == (3, 2, 4, 8, 8)
+    assert {name: value.shape for name, value in trajectory.cond.items()} == {"text": (2, 12, 32)}
+    assert trajectory.uncond["text"].shape == (1, 12, 32)
     for image, one in enumerate(noise):
         x_T, *z = one.draw((4, 8, 8), 3)
         assert torch.equal(trajectory.latents[0, image], x_T)
         assert torch.equal(trajectory.noise[:, image], torch.stack(z))
     with torch.no_grad():
         for index in range(3):
-            at, x_t = trajectory.schedule[index], trajectory.latents[index]
-            eps = model.predict_noise(
+            at, x_t = trajectory.steps[index], trajectory.latents[index]
+            out = model.predict(
                 x_t, at.t.expand(2), trajectory.cond, trajectory.uncond, trajectory.guidance_scale
             )
-            x_prev = step(x_t, eps, trajectory.noise[index], at)
-            torch.testing.assert_close(x_prev, trajectory.latents[index + 1])
+            torch.testing.assert_close(out, trajectory.outputs[index])
+            x_prev = at.mean(x_t, out) + at.sigma * trajectory.noise[index]
+            torch.testing.assert_close(x_prev, trajectory.latents[index + 1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.decode(trajectory.latents[-1]), trajectory.images)
 
 
@@ -117,12 +138,9 @@ def test_progress_is_one_event_a_step_with_the_expected_image(model):
     assert {event.phase for event in events} == {"denoising"}
     trajectory = finish(rollout(model, ["a"], [Noise(0)], SAMPLING))
     for index, event in enumerate(events):
-        at, x_t = trajectory.schedule[index], trajectory.latents[index]
-        with torch.no_grad():
-            eps = model.predict_noise(
-                x_t, at.t.expand(1), trajectory.cond, trajectory.uncond, trajectory.guidance_scale
-            )
-        torch.testing.assert_close(event.latents, expected_image(x_t, eps, at))
+        at, x_t = trajectory.steps[index], trajectory.latents[index]
+        image = at.expected_image(x_t, trajectory.outputs[index])
+        torch.testing.assert_close(event.latents, image, rtol=1e-4, atol=1e-4)
 
 
 def test_closing_midway_inside_an_adapter_restores_the_model(model):

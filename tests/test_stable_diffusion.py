@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pxpo import finish, generate, learn, new_session, settings_for
-from pxpo.models import DiffusionModel, best_dtype
+from pxpo.models import StableDiffusion, best_dtype
 
 
 def stable_diffusion(dtype: torch.dtype) -> StableDiffusionPipeline:
@@ -37,7 +37,7 @@ def stable_diffusion(dtype: torch.dtype) -> StableDiffusionPipeline:
 
 
 def paint_once(device: str, dtype: torch.dtype, steps: int, images: int) -> None:
-    model = DiffusionModel(stable_diffusion(dtype), device, "stable diffusion's shapes")
+    model = StableDiffusion(stable_diffusion(dtype), device, "stable diffusion's shapes")
     assert model.latent_shape == (4, 64, 64) and model.image_size == (512, 512)
     settings = settings_for("paint", prompt="a", steps=steps, shown=1, rank=4, images=images)
     session = finish(generate(model, finish(new_session(model, settings))))

@@ -8,24 +8,17 @@ from conftest import random_lora, random_pipeline
 from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import Ddim
 from torch.distributions import Normal, kl_divergence
 from torch.nn import Parameter
 
 from pxpo.config import Learning, Sampling
 from pxpo.credit import smooth
-from pxpo.ddim import (
-    Schedule,
-    expected_image,
-    make_schedule,
-    noise_from_velocity,
-    pixel_log_prob,
-    step,
-    step_mean,
-)
 from pxpo.errors import DivergedError, PxpoError, RewardError, SettingError
-from pxpo.lora import adapter, weights_of
-from pxpo.models import DiffusionModel, without_lora
+from pxpo.lora import adapter, weights_of, without_lora
+from pxpo.models import DiffusionModel, StableDiffusion
 from pxpo.rollout import Noise, Trajectory, finish, rollout
+from pxpo.steps import pixel_log_prob
 from pxpo.update import accumulate_gradient, update
 
 PAPER = Learning(step_weights="paper")
@@ -39,13 +32,9 @@ def double(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def double_schedule(steps: int = STEPS, **changes) -> Schedule:
+def ddim(steps: int = STEPS, kind: str = "epsilon", **changes) -> Ddim:
     options = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1} | changes
-    schedule = make_schedule(DDIMScheduler(**options), steps, 1.0)
-    alpha, alpha_prev = schedule.alpha.double(), schedule.alpha_prev.double()
-    sigma = ((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)) ** 0.5
-    torch.testing.assert_close(sigma, schedule.sigma.double(), rtol=1e-4, atol=0)
-    return replace(schedule, alpha=alpha, alpha_prev=alpha_prev, sigma=sigma)
+    return Ddim.of(DDIMScheduler(**options), steps, kind=kind)
 
 
 class StandIn:
@@ -54,12 +43,10 @@ class StandIn:
     device = torch.device("cpu")
     fold = DiffusionModel.fold
 
-    def __init__(
-        self, parameters: dict[str, torch.Tensor], prediction_type: str = "epsilon"
-    ) -> None:
-        self.prediction_type = prediction_type
+    def __init__(self, parameters: dict[str, torch.Tensor], ddim: Ddim) -> None:
+        self.ddim = ddim
         self.parameters = {name: Parameter(value) for name, value in parameters.items()}
-        self.unet, self.lora, self._largest = self, 1.0, {"learn": 5}
+        self.network, self.lora, self._largest = self, 1.0, {"learn": 5}
 
     def enable_adapters(self) -> None:
         self.lora = 1.0
@@ -71,27 +58,24 @@ class StandIn:
 class SmallModel(StandIn):
     """A network in which each pixel sees its channels, the whole image, the text and the time."""
 
-    def __init__(self, prediction_type: str, alphas: torch.Tensor) -> None:
+    def __init__(self, ddim: Ddim) -> None:
         shapes = {"pixel": (C, C), "image": (C, C), "text": (WIDTH, C), "time": (1, C)}
-        super().__init__({name: double(*shapes[name], seed=1) for name in shapes}, prediction_type)
+        super().__init__({name: double(*shapes[name], seed=1) for name in shapes}, ddim)
         self.base = {name: double(*shapes[name], seed=2) for name in shapes}
-        self.alphas = alphas.double()
 
-    def network(self, x_t, t, cond):
+    def ask(self, x_t, t, text):
         w = {name: self.base[name] + self.lora * self.parameters[name] for name in self.base}
         pixel = torch.einsum("bchw,cd->bdhw", x_t, w["pixel"])
-        image = x_t.mean((2, 3)) @ w["image"] + cond.mean(1) @ w["text"]
+        image = x_t.mean((2, 3)) @ w["image"] + text.mean(1) @ w["text"]
         image = image + (t[:, None] / 1000) @ w["time"]
         return torch.tanh(pixel + image[:, :, None, None])
 
-    def predict_noise(self, x_t, t, cond, uncond=None, guidance_scale=1.0):
-        output = self.network(x_t, t.double(), cond)
+    def predict(self, x_t, t, cond, uncond=None, guidance_scale=1.0):
+        out = self.ask(x_t, t.double(), cond["text"])
         if guidance_scale != 1:
-            without = self.network(x_t, t.double(), uncond.expand_as(cond))
-            output = without + guidance_scale * (output - without)
-        if self.prediction_type == "v_prediction":
-            output = noise_from_velocity(output, x_t, self.alphas[t].view(-1, 1, 1, 1))
-        return output
+            without = self.ask(x_t, t.double(), uncond["text"].expand_as(cond["text"]))
+            out = without + guidance_scale * (out - without)
+        return out
 
 
 class Table(StandIn):
@@ -100,39 +84,39 @@ class Table(StandIn):
     The gradient of that parameter is the cotangent of the prediction. `cond` numbers the images.
     """
 
-    def __init__(self, schedule: Schedule, images: int = IMAGES) -> None:
-        super().__init__({"eps": double(len(schedule), images, C, H, W, seed=3)})
-        self.t = schedule.t
+    def __init__(self, ddim: Ddim, images: int = IMAGES) -> None:
+        super().__init__({"out": double(len(ddim), images, C, H, W, seed=3)}, ddim)
 
-    def predict_noise(self, x_t, t, cond, uncond=None, guidance_scale=1.0):
-        step = (t[:, None] == self.t).nonzero()[:, 1]
-        return self.lora * self.parameters["eps"][step, cond[:, 0, 0].long()]
+    def predict(self, x_t, t, cond, uncond=None, guidance_scale=1.0):
+        step = (t[:, None] == self.ddim.t).nonzero()[:, 1]
+        return self.lora * self.parameters["out"][step, cond["text"][:, 0, 0].long()]
 
 
 @torch.no_grad()
-def sampled(model, schedule: Schedule, cond: torch.Tensor, guidance_scale: float) -> Trajectory:
-    images, uncond = len(cond), double(1, TOKENS, WIDTH, seed=4)
-    z = double(len(schedule), images, C, H, W, seed=5)
-    latents = [double(images, C, H, W, seed=6)]
-    for index in range(len(schedule)):
-        at, x_t = schedule[index], latents[-1]
-        eps = model.predict_noise(x_t, at.t.expand(images), cond, uncond, guidance_scale)
-        latents.append(step(x_t, eps, z[index], at))
-    pictures = torch.zeros(images, 3, H, W)
-    return Trajectory(torch.stack(latents), z, schedule, cond, uncond, guidance_scale, pictures)
+def sampled(model, text: torch.Tensor, guidance_scale: float) -> Trajectory:
+    steps, images = model.ddim.steps, len(text)
+    cond, uncond = {"text": text}, {"text": double(1, TOKENS, WIDTH, seed=4)}
+    z = double(len(steps), images, C, H, W, seed=5)
+    latents, outputs = [double(images, C, H, W, seed=6)], []
+    for index in range(len(steps)):
+        at, x_t = model.ddim[index], latents[-1]
+        outputs.append(model.predict(x_t, at.t.expand(images), cond, uncond, guidance_scale))
+        latents.append(at.mean(x_t, outputs[-1]) + at.sigma * z[index])
+    return Trajectory(
+        torch.stack(latents), torch.stack(outputs), z, steps, cond, uncond, guidance_scale,
+        torch.zeros(images, 3, H, W),
+    )  # fmt: skip
 
 
 def small(prediction_type: str = "epsilon", guidance_scale: float = 3.0, **changes):
-    model = SmallModel(prediction_type, DDIMScheduler().alphas_cumprod)
-    cond = double(IMAGES, TOKENS, WIDTH, seed=7)
-    return model, sampled(model, double_schedule(**changes), cond, guidance_scale)
+    model = SmallModel(ddim(kind=prediction_type, **changes))
+    return model, sampled(model, double(IMAGES, TOKENS, WIDTH, seed=7), guidance_scale)
 
 
 def table(**changes):
-    schedule = double_schedule(**changes)
-    model = Table(schedule)
-    cond = torch.arange(IMAGES).double().view(-1, 1, 1).expand(IMAGES, TOKENS, WIDTH)
-    return model, sampled(model, schedule, cond, 1.0)
+    model = Table(ddim(**changes))
+    text = torch.arange(IMAGES).double().view(-1, 1, 1).expand(IMAGES, TOKENS, WIDTH)
+    return model, sampled(model, text, 1.0)
 
 
 def credits(*shape: int, seed: int = 8) -> torch.Tensor:
@@ -156,34 +140,39 @@ def by_autograd(loss: torch.Tensor, parameters) -> dict[str, torch.Tensor]:
 
 def predicted(model, trajectory, index: int, learning: Learning = PAPER) -> torch.Tensor:
     x_t, scale = trajectory.latents[index], trajectory.guidance_scale
-    t = trajectory.schedule.t[index].expand(len(x_t))
+    t = trajectory.steps.t[index].expand(len(x_t))
     cond, uncond = trajectory.cond, trajectory.uncond
     if learning.unconditional == "exact":
-        return model.predict_noise(x_t, t, cond, uncond, scale)
-    without = model.predict_noise(x_t, t, uncond.expand_as(cond)).detach()
-    return without + scale * (model.predict_noise(x_t, t, cond) - without)
+        return model.predict(x_t, t, cond, uncond, scale)
+    empty = {"text": uncond["text"].expand_as(cond["text"])}
+    without = model.predict(x_t, t, empty).detach()
+    return without + scale * (model.predict(x_t, t, cond) - without)
+
+
+def relative_loudness(ddim: Ddim, step_weights: str) -> torch.Tensor:
+    """(T,): what each step's log-probability is multiplied by."""
+    if step_weights == "paper":
+        return torch.ones_like(ddim.sigma)
+    early = ddim.sigma / ddim.sigma.mean() if step_weights == "early" else 1.0
+    return early / ddim.loudness
 
 
 def explicit_loss(model, trajectory, credit, learning, silence=None, chosen=None) -> torch.Tensor:
     """-mean of A log p + hold * mean of silence * KL, in the words of the paper."""
     silence = torch.ones_like(credit) if silence is None else silence
-    chosen = range(len(trajectory.schedule)) if chosen is None else chosen
+    chosen = range(len(trajectory.steps)) if chosen is None else chosen
+    loudness = relative_loudness(model.ddim, learning.step_weights)
     losses = []
     for index in chosen:
-        at, x_t = trajectory.schedule[index], trajectory.latents[index]
-        loudness = 1.0 if learning.step_weights == "paper" else (at.sigma / at.c).abs()
-        if learning.step_weights != "paper" and model.prediction_type == "v_prediction":
-            loudness = loudness / at.alpha**0.5
-        if learning.step_weights == "early":
-            loudness = loudness * at.sigma / trajectory.schedule.sigma.mean()
-        mean = step_mean(x_t, predicted(model, trajectory, index, learning), at)
+        at, x_t, loud = model.ddim[index], trajectory.latents[index], loudness[index]
+        mean = at.mean(x_t, predicted(model, trajectory, index, learning))
         log_prob = pixel_log_prob(trajectory.latents[index + 1], mean, at.sigma)
-        losses.append((-loudness * credit * log_prob).mean())
+        losses.append((-loud * credit * log_prob).mean())
         if learning.hold:
             with torch.no_grad(), without_lora(model):
-                base = step_mean(x_t, predicted(model, trajectory, index), at)
+                base = at.mean(x_t, predicted(model, trajectory, index))
             kl = kl_divergence(Normal(mean, at.sigma), Normal(base, at.sigma)).sum(1)
-            losses.append((learning.hold * loudness**2 * silence * kl).mean())
+            losses.append((learning.hold * loud**2 * silence * kl).mean())
     return sum(losses) / len(chosen)
 
 
@@ -240,25 +229,19 @@ def test_the_expected_noise_pulls_the_mean_to_where_the_picture_wants_it(
         step_weights=step_weights, step_noise="expected", unconditional=unconditional
     )
     credit, x_0 = credits(), trajectory.latents[-1]
+    loudness = relative_loudness(model.ddim, step_weights)
     losses = []
     for index in range(STEPS):
-        at, x_t = trajectory.schedule[index], trajectory.latents[index]
-        loudness = (at.sigma / at.c).abs()
-        if prediction_type == "v_prediction":
-            loudness = loudness / at.alpha**0.5
-        if step_weights == "early":
-            loudness = loudness * at.sigma / trajectory.schedule.sigma.mean()
-        mean = step_mean(x_t, predicted(model, trajectory, index, learning), at)
+        at, x_t = model.ddim[index], trajectory.latents[index]
+        mean = at.mean(x_t, predicted(model, trajectory, index, learning))
         kept = at.alpha / at.alpha_prev  # Ho et al., arXiv 2006.11239, Eq. 7
         wanted = (at.alpha_prev**0.5 * (1 - kept) * x_0 + kept**0.5 * (1 - at.alpha_prev) * x_t) / (
             1 - at.alpha
         )
-        unguided = step_mean(
-            x_t, model.predict_noise(x_t, at.t.expand(IMAGES), trajectory.cond), at
-        )
-        noise = (wanted - unguided).detach()
+        out = model.predict(x_t, at.t.expand(IMAGES), trajectory.cond)
+        noise = (wanted - at.mean(x_t, out)).detach()
         noise = noise / noise.square().mean((1, 2, 3), keepdim=True).sqrt()
-        losses.append((-loudness * credit * (noise * mean / at.sigma).sum(1)).mean())
+        losses.append((-loudness[index] * credit * (noise * mean / at.sigma).sum(1)).mean())
     assert_same(
         closed_form(model, trajectory, credit, learning),
         by_autograd(sum(losses) / STEPS, model.parameters),
@@ -269,7 +252,7 @@ def test_the_expected_noise_is_as_large_as_the_drawn():
     model, trajectory = table()
     ones = torch.ones(IMAGES, H, W, dtype=torch.float64)
     learning = replace(FLAT, step_noise="expected")
-    cotangent = closed_form(model, trajectory, ones, learning)["eps"] * STEPS * IMAGES * H * W
+    cotangent = closed_form(model, trajectory, ones, learning)["out"] * STEPS * IMAGES * H * W
     size = cotangent.square().mean((2, 3, 4)).sqrt()
     torch.testing.assert_close(size, torch.ones_like(size))
 
@@ -283,7 +266,7 @@ def test_a_share_of_the_steps_is_the_explicit_loss_over_those_steps(share, count
     def drawn(seed):
         return torch.Generator().manual_seed(seed)
 
-    touched = closed_form(spy, seen, credits(), learning, generator=drawn(1))["eps"]
+    touched = closed_form(spy, seen, credits(), learning, generator=drawn(1))["out"]
     chosen = touched.flatten(1).any(1).nonzero().flatten().tolist()
     assert len(chosen) == count
     model, trajectory = small(steps=8)
@@ -298,7 +281,7 @@ def test_the_drawn_steps_depend_on_the_generator():
 
     def chosen(seed):
         gradient = closed_form(*arguments, generator=torch.Generator().manual_seed(seed))
-        return tuple(gradient["eps"].flatten(1).any(1).tolist())
+        return tuple(gradient["out"].flatten(1).any(1).tolist())
 
     assert chosen(0) == chosen(0)
     assert len({chosen(seed) for seed in range(8)}) > 3
@@ -316,14 +299,13 @@ def test_the_cotangent_is_minus_credit_times_noise_times_slope_over_sigma(seed, 
     model, trajectory = table()
     model._largest["learn"] = largest
     credit = credits(seed=seed)
-    schedule = trajectory.schedule
-    ratio = (schedule.c / schedule.sigma).view(-1, 1, 1, 1, 1)
+    ratio = -model.ddim.loudness.view(-1, 1, 1, 1, 1)  # more noise in the image, less in x_prev
     count = STEPS * IMAGES * H * W
     expected = -ratio * credit[None, :, None] * trajectory.noise / count
     cotangent = closed_form(model, trajectory, credit, PAPER)
-    assert_same(cotangent, {"eps": expected})
+    assert_same(cotangent, {"out": expected})
     flat = closed_form(model, trajectory, credit, FLAT)
-    assert_same(flat, {"eps": expected / ratio.abs()})
+    assert_same(flat, {"out": expected / ratio.abs()})
 
 
 def test_in_the_paper_late_steps_are_loudest_and_flat_makes_them_alike():
@@ -331,18 +313,14 @@ def test_in_the_paper_late_steps_are_loudest_and_flat_makes_them_alike():
     ones = torch.ones(IMAGES, H, W, dtype=torch.float64)
     loudness = {
         learning.step_weights: (
-            closed_form(model, trajectory, ones, learning)["eps"] / trajectory.noise
+            closed_form(model, trajectory, ones, learning)["out"] / trajectory.noise
         ).abs().amax((1, 2, 3, 4))
         for learning in (PAPER, FLAT, EARLY)
     }  # fmt: skip
     assert loudness["paper"].argmax() == 48
-    assert loudness["early"].argmax() == trajectory.schedule.sigma.argmax()
+    assert loudness["early"].argmax() == trajectory.steps.sigma.argmax()
     assert loudness["early"].mean().item() == pytest.approx(loudness["flat"].mean().item())
     torch.testing.assert_close(loudness["flat"], loudness["flat"][:1].expand(50))
-    model.prediction_type = "v_prediction"  # d J / d v = d J / d eps * sqrt(alpha)
-    of_eps = (closed_form(model, trajectory, ones, FLAT)["eps"] / trajectory.noise).abs()
-    of_v = of_eps.amax((1, 2, 3, 4)) * trajectory.schedule.alpha.sqrt()
-    torch.testing.assert_close(of_v, loudness["flat"])
 
 
 @pytest.mark.parametrize("learning", [PAPER, FLAT], ids=["paper", "flat"])
@@ -350,13 +328,13 @@ def test_a_pixel_without_reward_has_no_gradient_and_speaks_for_no_other(learning
     model, trajectory = table()
     credit = torch.zeros(IMAGES, H, W, dtype=torch.float64)
     credit[1, 2, 3] = 5.0
-    cotangent = closed_form(model, trajectory, credit, learning)["eps"]
+    cotangent = closed_form(model, trajectory, credit, learning)["out"]
     assert (cotangent[:, 1, :, 2, 3] != 0).all()
     assert cotangent.count_nonzero() == STEPS * C
 
 
 def test_the_explicit_loss_has_no_cross_talk_between_pixels_either():
-    at, credit = double_schedule()[1], credits()
+    at, credit = ddim()[1], credits()
     credit[:, 0, 4] = credit[2] = 0
     mean = double(IMAGES, C, H, W, seed=1).requires_grad_()
     x_prev = double(IMAGES, C, H, W, seed=2)
@@ -371,9 +349,9 @@ def test_a_uniform_map_gives_the_gradient_of_ddpo(learning):
     reward = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     losses = []
     for index in range(STEPS):
-        at = trajectory.schedule[index]
-        loudness = 1.0 if learning is PAPER else (at.sigma / at.c).abs()
-        mean = step_mean(trajectory.latents[index], predicted(model, trajectory, index), at)
+        at = model.ddim[index]
+        loudness = relative_loudness(at, learning.step_weights)
+        mean = at.mean(trajectory.latents[index], predicted(model, trajectory, index))
         log_prob = Normal(mean, at.sigma).log_prob(trajectory.latents[index + 1]).sum((1, 2, 3))
         losses.append(-loudness * (reward * log_prob).mean())
     ddpo = by_autograd(sum(losses) / STEPS / (H * W), model.parameters)
@@ -417,8 +395,8 @@ def test_hold_pulls_only_where_the_map_is_silent():
     silence = torch.zeros(IMAGES, H, W, dtype=torch.float64)
     silence[2, 1, 4] = 0.5
     learning, nothing = replace(PAPER, hold=1.0), torch.zeros_like(silence)
-    pull = closed_form(model, trajectory, nothing, learning, silence=silence)["eps"]
-    assert (pull[:, 2, :, 1, 4] * model.parameters["eps"][:, 2, :, 1, 4] > 0).all()
+    pull = closed_form(model, trajectory, nothing, learning, silence=silence)["out"]
+    assert (pull[:, 2, :, 1, 4] * model.parameters["out"][:, 2, :, 1, 4] > 0).all()
     assert pull.count_nonzero() == STEPS * C
 
 
@@ -445,7 +423,7 @@ def test_the_divergence_is_not_computed_without_a_hold():
 
 def test_a_last_step_without_noise_is_left_out():
     model, trajectory = small(set_alpha_to_one=True)
-    assert trajectory.schedule.sigma[-1] == 0
+    assert trajectory.steps.sigma[-1] == 0
     learning = replace(PAPER, hold=0.7)
     gradient = closed_form(model, trajectory, credits(), learning)
     assert all(torch.isfinite(value).all() for value in gradient.values())
@@ -500,7 +478,7 @@ def test_running_out_of_memory_halves_the_chunk_and_changes_nothing_else(fails):
     model, trajectory = small()
     arguments = model, trajectory, credits(), replace(FLAT, hold=0.5)
     expected = closed_form(*arguments)
-    predict, sizes = model.predict_noise, []
+    predict, sizes = model.predict, []
 
     def predict_or_fail(x_t, *rest):
         if len(x_t) > 2 and model.lora == (fails == "with the LoRA"):
@@ -508,7 +486,7 @@ def test_running_out_of_memory_halves_the_chunk_and_changes_nothing_else(fails):
         sizes.append(len(x_t))
         return predict(x_t, *rest)
 
-    model.predict_noise = predict_or_fail
+    model.predict = predict_or_fail
     assert_same(closed_form(*arguments), expected, rtol=1e-12)
     assert model._largest["learn"] == 2
     assert model.lora == 1.0
@@ -521,7 +499,7 @@ def test_running_out_of_memory_with_a_single_image_is_an_error_to_show():
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    model.predict_noise = fail
+    model.predict = fail
     with pytest.raises(PxpoError, match="memory.*single image"):
         closed_form(model, trajectory, credits(), PAPER)
 
@@ -570,7 +548,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
 
 @pytest.fixture(params=["epsilon", "v_prediction"])
 def real_model(request):
-    return DiffusionModel(random_pipeline(request.param), "cpu", "random")
+    model = StableDiffusion(random_pipeline(request.param), "cpu", "random")
+    model.ddim = Ddim.of(model.scheduler, STEPS, kind=request.param)
+    return model
 
 
 def real_trajectory(model, guidance_scale: float) -> Trajectory:
@@ -606,20 +586,20 @@ def test_running_out_of_memory_leaves_the_lora_of_a_unet_attached(real_model, mo
     with adapter(real_model, random_lora(real_model)) as parameters:
         arguments = real_model, real_trajectory(real_model, 2.0), credit, learning
         expected = closed_form(*arguments, parameters=parameters)
-        predict = real_model.predict_noise
+        predict = real_model.predict
 
         def predict_or_fail(x_t, *rest):
             if len(x_t) > 7 and not torch.is_grad_enabled():
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return predict(x_t, *rest)
 
-        monkeypatch.setattr(real_model, "predict_noise", predict_or_fail)
+        monkeypatch.setattr(real_model, "predict", predict_or_fail)
         assert_same(closed_form(*arguments, parameters=parameters), expected, rtol=1e-3)
     assert real_model._largest["learn"] == 6
 
 
 def test_an_update_of_a_unet_changes_the_lora_alone(model):
-    base = {name: value.clone() for name, value in model.unet.state_dict().items()}
+    base = {name: value.clone() for name, value in model.network.state_dict().items()}
     lora = random_lora(model)
     with adapter(model, lora) as parameters:
         optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3)
@@ -627,17 +607,16 @@ def test_an_update_of_a_unet_changes_the_lora_alone(model):
         finish(update(model, parameters, optimizer, trajectory, credits(3, 8, 8).float(), FLAT))
         learnt = weights_of(parameters)
     assert all(not torch.equal(learnt[name], lora.weights[name]) for name in learnt)
-    after = {name.replace(".base_layer", ""): v for name, v in model.unet.state_dict().items()}
+    after = {name.replace(".base_layer", ""): v for name, v in model.network.state_dict().items()}
     assert all(torch.equal(after[name], value) for name, value in base.items())
 
 
-def test_the_noise_of_a_trajectory_is_that_of_its_log_probability(model):
-    trajectory = real_trajectory(model, 2.0)
+def test_the_noise_of_a_trajectory_is_that_of_its_log_probability(real_model):
+    trajectory = real_trajectory(real_model, 2.0)
     for index in range(STEPS):
-        at, x_t = trajectory.schedule[index], trajectory.latents[index]
+        at, x_t = trajectory.steps[index], trajectory.latents[index]
         with torch.no_grad():
-            eps = predicted(model, trajectory, index)
-        mean = step_mean(x_t, eps, at)
-        z = (trajectory.latents[index + 1] - mean) / at.sigma
+            out = predicted(real_model, trajectory, index)
+        torch.testing.assert_close(out, trajectory.outputs[index], rtol=1e-4, atol=1e-5)
+        z = (trajectory.latents[index + 1] - at.mean(x_t, out)) / at.sigma
         torch.testing.assert_close(z, trajectory.noise[index], rtol=1e-3, atol=1e-3)
-        assert expected_image(x_t, eps, at).isfinite().all()

@@ -1,0 +1,69 @@
+"""Base models by family, and `load_model`, which finds the family of a diffusers pipeline.
+
+A new family is a file of its own and a line here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+from ..errors import ModelError, PxpoError
+from .base import DiffusionModel, is_out_of_memory
+from .stable_diffusion import StableDiffusion
+
+FAMILIES: dict[str, type[StableDiffusion]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+}
+"""By the class that a pipeline's model_index.json names."""
+
+TINY_WORLD = Path(__file__).resolve().parents[2] / "assets" / "tiny_world"
+"""The embedded default: a small pipeline of our own in diffusers' format."""
+
+__all__ = ["FAMILIES", "TINY_WORLD", "DiffusionModel", "StableDiffusion", "load_model"]
+
+
+def load_model(
+    name: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype | None = None
+) -> DiffusionModel:
+    """Load a pipeline of one of FAMILIES from a diffusers folder or the Hub.
+
+    name: folder or Hub id; Tiny World when None. device and dtype choose themselves: CUDA with
+    bfloat16 (float16 on older cards), else Apple's MPS or the CPU in float32. Raises ModelError,
+    with the reason and the way out, for what cannot be loaded and for what cannot learn here.
+    """
+    name = str(name or TINY_WORLD)
+    device = device or best_device()
+    dtype = dtype or best_dtype(device)
+    try:
+        kind = DiffusionPipeline.load_config(name)["_class_name"]
+        if kind not in FAMILIES:
+            raise ModelError(
+                f"The model {name!r} is a {kind}; what can learn here is {', '.join(FAMILIES)}."
+            )
+        return FAMILIES[kind].load(name, device, dtype)
+    except PxpoError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            way_out = "use a smaller model or a card with more memory"
+        elif Path(name).exists():
+            way_out = "it must be a diffusers folder of a Stable Diffusion 1.x or 2.x pipeline"
+        else:
+            way_out = "check the name, the network, and your access to it if it is gated"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"The model {name!r} cannot be loaded ({reason}); {way_out}.") from error
+
+
+def best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def best_dtype(device: str) -> torch.dtype:
+    if not device.startswith("cuda"):
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

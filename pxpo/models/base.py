@@ -1,0 +1,159 @@
+"""What a family of models must give to be taught here, and what all families share.
+
+A family is a subclass of DiffusionModel: it loads and checks its pipeline, encodes prompts, makes
+one call of its network, knows its steps, and decodes. Guidance and the folding of work into memory
+are the same for all.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import Sampling
+from ..errors import PxpoError, SettingError
+from ..steps import Steps
+
+logger = logging.getLogger(__name__)
+
+Cond = dict[str, Tensor]
+"""What the network is told besides x_t and t: tensors (B, ...) by the names the family gives."""
+
+
+class DiffusionModel(ABC):
+    """A frozen text-to-image model. Its own tensors never change; a LoRA comes and goes.
+
+    name: where it was loaded from. device: a torch device. network: what is asked at each step, and
+    what a LoRA changes; a module with diffusers' adapters. latent_shape: (C, h, w). image_size:
+    (H, W). busy: whether a LoRA is attached at the moment.
+    """
+
+    name: str
+    network: Any
+    latent_shape: tuple[int, int, int]
+    image_size: tuple[int, int]
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.busy = False
+        big = self.device.type == "cuda"
+        self._largest = {"sample": 64, "learn": 64 if big else 32, "decode": 8 if big else 16}
+
+    @abstractmethod
+    def encode(self, prompts: list[str]) -> Cond:
+        """What the network is told of each prompt, float32 on the model's device."""
+
+    @abstractmethod
+    def call_network(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The network's output (B, C, h, w) float32: its one call. All is on the device."""
+
+    @abstractmethod
+    def steps(self, sampling: Sampling) -> Steps:
+        """The steps of one sampling run; SettingError for more than the model has."""
+
+    def take_step(
+        self, at: Steps, x_t: Tensor, out: Tensor, z: Tensor, sampling: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        """x_prev and the expected x_0, each (B, C, h, w), of one of the steps of `sampling`.
+
+        A family may round as its stock pipeline does, so that this paints the same picture.
+        """
+        return at.mean(x_t, out) + at.sigma * z, at.expected_image(x_t, out)
+
+    @abstractmethod
+    def decode_some(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] of latents (B, C, h, w) on the device."""
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words of `prompt` that a model with a closed vocabulary never learnt."""
+        return []
+
+    def predict(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Cond,
+        uncond: Cond | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Tensor:
+        """The network's output (B, C, h, w) float32, with classifier-free guidance.
+
+        x_t: (B, C, h, w). t: (B,) training times. uncond: of one empty prompt, needed unless
+        guidance_scale is 1. Gradients flow through both halves, which are one batched call.
+        """
+        x_t, t = x_t.to(self.device), t.to(self.device)
+        cond = {name: value.to(self.device) for name, value in cond.items()}
+        if guidance_scale == 1.0:
+            return self.call_network(x_t, t, cond)
+        if uncond is None:
+            raise SettingError(f"guidance_scale is {guidance_scale} and needs `uncond`.")
+        both = {
+            name: torch.cat([uncond[name].to(self.device).expand_as(value), value])
+            for name, value in cond.items()
+        }
+        out = self.call_network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        without, with_prompt = out.chunk(2)
+        return without + guidance_scale * (with_prompt - without)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) float32 in [0, 1] on the CPU from latents (B, C, h, w)."""
+        images: list[Tensor] = []
+
+        def work(part: slice) -> None:
+            images.append(self.decode_some(latents[part].to(self.device)).cpu())
+
+        for _ in self.fold("decode", len(latents), work):
+            pass
+        return torch.cat(images)
+
+    def fold(self, kind: str, count: int, work: Callable[[slice], None]) -> Iterator[int]:
+        """Call `work` on consecutive slices of range(count), as large as memory has allowed so far.
+
+        A slice that runs out of memory is halved and tried again, and the smaller size is
+        remembered for this `kind` of work; so `work` must leave nothing behind when it fails.
+        Yields the number done after each slice.
+        """
+        done = 0
+        while done < count:
+            size = min(self._largest[kind], count - done)
+            try:
+                work(slice(done, done + size))
+                done += size
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise PxpoError(
+                        f"Out of memory on {self.device} with a single image; close what else uses "
+                        "it, or choose a smaller model."
+                    ) from error
+                self._largest[kind] = size // 2
+                logger.warning("out of memory: going on with %d at a time", size // 2)
+            else:
+                yield done
+                continue
+            free_memory()  # only here has the exception let go of the tensors it held
+
+
+def some(cond: Cond, chosen: slice | Tensor) -> Cond:
+    """`cond` of some of its prompts."""
+    return {name: value[chosen] for name, value in cond.items()}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA says it by type; MPS and the CPU's allocator only in words."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def free_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
