@@ -14,10 +14,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from .ddim import noise_from_velocity
+from .embedded import TINY_WORLD
 from .errors import ModelError, PxpoError, SettingError
-
-TINY_WORLD = Path(__file__).resolve().parents[1] / "assets" / "tiny_world"
-"""The embedded default: a small pipeline of our own in diffusers' format."""
 
 logger = logging.getLogger(__name__)
 
