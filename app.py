@@ -43,8 +43,8 @@ from pxpo import (
     painted_map,
 )
 from pxpo.card import base_of
+from pxpo.embedded import OPENING, TINY_WORLD
 from pxpo.errors import ModelError
-from pxpo.models import TINY_WORLD
 from pxpo.plots import to_picture
 from pxpo.rewards.segmentation import CLOTHES
 from pxpo.session import SHOWING, write_whole
@@ -66,8 +66,6 @@ EXAMPLES = [
     ("portrait of a man on the beach", 7),
 ]
 STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4"
-OPENING = Path(__file__).resolve().parent / "assets" / "opening"
-"""A run made earlier, to open the page with: its settings, paint, picture before and after."""
 
 CSS = """
 #title h1 {margin-bottom: 0}

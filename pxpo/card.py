@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from .embedded import TINY_WORLD
 from .lora import save_lora
-from .models import TINY_WORLD
 from .plots import evolution, to_picture
 from .session import Session, shown_noise
 

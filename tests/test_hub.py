@@ -17,9 +17,9 @@ from PIL import Image
 
 from pxpo import finish, generate, learn, load_model, new_session, settings_for
 from pxpo.card import base_of, write_folder
+from pxpo.embedded import TINY_WORLD
 from pxpo.errors import HubError, LoraError
 from pxpo.hub import pull, push
-from pxpo.models import TINY_WORLD
 from pxpo.plots import reward_curve
 from pxpo.studio import Studio
 

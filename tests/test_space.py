@@ -16,7 +16,7 @@ from conftest import answers, free_port
 from hub_server import Hub
 from packaging.requirements import Requirement
 
-from pxpo.models import TINY_WORLD
+from pxpo.embedded import TINY_WORLD
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = "hf_oauth_secret"

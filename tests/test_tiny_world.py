@@ -14,8 +14,7 @@ from assets.world import __main__ as world
 from assets.world import measure, scenes, text, training
 from assets.world.segmenter import dice_loss
 from pxpo import ColorReward, Noise, Segmenter, finish, load_model, rollout, settings_for
-from pxpo.models import TINY_WORLD
-from pxpo.rewards.segmentation import TINY_SEGMENTER
+from pxpo.embedded import TINY_SEGMENTER, TINY_WORLD
 
 made = pytest.mark.skipif(
     not (TINY_WORLD / "model_index.json").exists(), reason="Tiny World has not been made"

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
+from ..embedded import TINY_WORLD
 from ..errors import ModelError, PxpoError
 from .base import DiffusionModel, is_out_of_memory
 from .stable_diffusion import StableDiffusion
@@ -19,10 +20,7 @@ FAMILIES: dict[str, type[StableDiffusion]] = {
 }
 """By the class that a pipeline's model_index.json names."""
 
-TINY_WORLD = Path(__file__).resolve().parents[2] / "assets" / "tiny_world"
-"""The embedded default: a small pipeline of our own in diffusers' format."""
-
-__all__ = ["FAMILIES", "TINY_WORLD", "DiffusionModel", "StableDiffusion", "load_model"]
+__all__ = ["FAMILIES", "DiffusionModel", "StableDiffusion", "load_model"]
 
 
 def load_model(

@@ -11,10 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from ..embedded import TINY_SEGMENTER
 from ..errors import ModelError, RewardError
-
-TINY_SEGMENTER = Path(__file__).resolve().parents[2] / "assets" / "tiny_world_segmenter"
-"""The embedded default, which knows Tiny World's things."""
 
 CLOTHES = "mattmdjaga/segformer_b2_clothes"
 """The paper's segmenter, for photographs of people."""

@@ -1,0 +1,20 @@
+"""What is shipped beside the code: a small model, its segmenter, a run to open the page with.
+
+All of it lies in assets/, which an installed package has inside itself.
+"""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+_INSTALLED = _PACKAGE / "assets"
+
+ASSETS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "assets"
+
+TINY_WORLD = ASSETS / "tiny_world"
+"""The embedded default: a small pipeline of our own in diffusers' format."""
+
+TINY_SEGMENTER = ASSETS / "tiny_world_segmenter"
+"""The embedded segmenter, which knows Tiny World's things."""
+
+OPENING = ASSETS / "opening"
+"""A run made earlier, to open the page with: its picture before and after, and its paint."""
