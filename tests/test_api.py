@@ -100,7 +100,12 @@ def test_a_run_from_its_first_picture_to_its_lora(client, run, paint):
         ("step", {"reward": "segment", "labels": "Unicorn"}, "Unicorn"),
         ("step", {"reward": "poetry"}, "poetry"),
         ("step", {"reward": "color", "learning_rate": -1}, "learning_rate"),
-        ("run", {"count": 0, "reward": "color"}, "0"),
+        ("step", {"paint": {"path": __file__}}, "must be an uploaded picture"),
+        ("step", {"paint": gradio_client.handle_file(__file__)}, "must be an uploaded picture"),
+        ("step", {"reward": "color", "want": "none"}, "want is 'none'"),
+        ("step", {"reward": "color", "color": 3}, "color is 3"),
+        ("run", {"count": 0, "reward": "color"}, "count is 0"),
+        ("run", {"count": 101, "reward": "color"}, "count is 101"),
         ("back", {"step": 7}, "no step 7"),
     ],
 )

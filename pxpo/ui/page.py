@@ -17,7 +17,7 @@ from . import api
 from .canvas import Canvas, sketch
 from .events import EXAMPLES, Events, Shown
 from .parts import CSS, chip, errors_as_messages, offer, opening_example, setting, theme
-from .rewards import RewardTabs
+from .rewards import RewardTabs, from_paint
 
 
 def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
@@ -192,58 +192,66 @@ class Page:
 
     def wire_work(self, page: gr.Blocks) -> None:
         """All that the model works for, one piece at a time."""
-        events, on_page, read = self.events, self.on_page, self.canvas.read
+        events, on_page = self.events, self.on_page
         working: dict[str, Any] = {
             "outputs": [*self.places.values(), self.unfinished], "show_progress_on": self.status,
             "concurrency_id": "gpu", "concurrency_limit": 1, "api_visibility": "private",
         }  # fmt: skip
         new_run = [self.prompt, self.seed, *self.sampling]
-        learning = [self.count, self.run, *self.tabs.inputs, *self.canvas.inputs, *self.learning]
-        refused_at = [self.canvas.brush, self.status]  # one over the canvas, one beside Step
-        inputs = [*learning, *refused_at]
-
-        def run_updates(count: float | None, run: str, *values: Any) -> Iterator[Shown]:
-            *wish, drawn, waiting, rate, images, _, _ = values
-            paint = sketch(drawn, waiting)
-            return events.learn(int(count or 1), run, self.tabs.wish(*wish), paint, rate, images)
-
-        def one_update(_: float | None, *values: Any) -> Iterator[Shown]:
-            return run_updates(1, *values)
-
-        def refuse_without_paint(*values: Any) -> list[dict[str, Any]]:
-            given = dict(zip(inputs, values, strict=True))
-            paint = sketch(*(given[part] for part in self.canvas.inputs))
-            missing = given[self.tabs.kind] == "paint" and paint is None
-            return [
-                gr.validate(not (missing and part in refused_at), "Paint + or − first.")
-                for part in inputs
-            ]
 
         def back_to(run: str, thumbnail: gr.SelectData) -> Iterator[Shown]:
             return events.back(run, thumbnail.index)
 
-        checked = {"validator": refuse_without_paint, **working}
-        once = read(self.step_button.click, **self.quiet).then(
-            on_page(one_update), inputs, **checked
+        keeping_paint = (
+            *self.wire_learning(working),
+            self.back_button.click(on_page(events.back), self.run, **working),
+            self.history.select(on_page(back_to), self.run, **working),
         )
-        many = read(self.run_button.click, **self.quiet).then(
-            on_page(run_updates), inputs, **checked
-        )
-        undone = self.back_button.click(on_page(events.back), self.run, **working)
-        rewound = self.history.select(on_page(back_to), self.run, **working)
-        opened = gr.on([page.load], on_page(events.open), self.run, **working)
-        begun = gr.on(
-            [self.new_button.click, self.reset_button.click], on_page(events.start), new_run,
-            **working,
+        changing_paint = (
+            gr.on([page.load], on_page(events.open), self.run, **working),
+            gr.on(
+                [self.new_button.click, self.reset_button.click], on_page(events.start), new_run,
+                **working,
+            ),
+            self.examples.load_input_event.then(on_page(events.start), new_run, **working),
+            self.upload.upload(on_page(events.admit), [self.upload, *new_run], **working),
         )  # fmt: skip
-        shown = self.examples.load_input_event.then(on_page(events.start), new_run, **working)
-        taken = self.upload.upload(on_page(events.admit), [self.upload, *new_run], **working)
-        keeping_paint, changing_paint = (once, many, undone, rewound), (opened, begun, shown, taken)
         self.end(keeping_paint, paint_stays=True)
         self.end(changing_paint, paint_stays=False)
         self.stop_button.click(
             None, cancels=[*keeping_paint, *changing_paint], api_visibility="private"
         )
+
+    def wire_learning(self, working: dict[str, Any]) -> tuple[Any, Any]:
+        """The events of Step and Run, which are refused without paint."""
+        refused_at = [self.canvas.brush, self.status]  # one over the canvas, one beside Step
+        inputs = [self.count, self.run, *self.tabs.inputs, *self.canvas.inputs, *self.learning,
+                  *refused_at]  # fmt: skip
+
+        def many(count: float | None, run: str, *values: Any) -> Iterator[Shown]:
+            *chosen, drawn, waiting, rate, images, _, _ = values
+            wish, paint = self.tabs.wish(*chosen), sketch(drawn, waiting)
+            return self.events.learn(int(count or 1), run, wish, paint, rate, images)
+
+        def once(_: float | None, *values: Any) -> Iterator[Shown]:
+            return many(1, *values)
+
+        def refuse_without_paint(*values: Any) -> list[dict[str, Any]]:
+            given = dict(zip(inputs, values, strict=True))
+            wish = self.tabs.wish(*(given[part] for part in self.tabs.inputs))
+            paint = sketch(*(given[part] for part in self.canvas.inputs))
+            missing = from_paint(wish) and paint is None
+            return [
+                gr.validate(not (missing and part in refused_at), "Paint + or − first.")
+                for part in inputs
+            ]
+
+        def read_then(button: gr.Button, work: Callable[..., Iterator[Shown]]) -> Any:
+            return self.canvas.read(button.click, **self.quiet).then(
+                self.on_page(work), inputs, validator=refuse_without_paint, **working
+            )
+
+        return read_then(self.step_button, once), read_then(self.run_button, many)
 
     def on_page(self, work: Callable[..., Iterator[Shown]]) -> Callable[..., Iterator[Any]]:
         """As an event, on the model's thread."""
