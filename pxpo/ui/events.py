@@ -85,12 +85,12 @@ class Events:
             for shown in self.start(*EXAMPLES[0]):
                 run_id = shown.get("run", "")
                 yield {name: shown[name] for name in ("status", "run") if name in shown}
-        changes: dict[str, Any] = {"learning_rate": learning_rate} if learning_rate else {}
         if from_paint(wish):
             images = 0  # it judges the one picture that was painted on
         else:
             paint = None
-        changes |= {"images": images} if images else {}
+        changes = {"learning_rate": learning_rate, "images": images}
+        changes = {name: value for name, value in changes.items() if value}
         before = served(large(self.studio.run(run_id).session.history[0].shown[0]))
         for _ in range(count):
             began = time.monotonic()
