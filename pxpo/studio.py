@@ -5,12 +5,14 @@
     run = finish(studio.step(run.id, Wish("paint"), paint=picture))
 
 A run is on disk after every step, so Stop, a closed tab or a crash loses at most the step under
-way; the runs last used are in memory as well. The caller sees to it that one piece of work runs at
-a time, because there is one model.
+way; the runs last used are in memory as well. There is one model, so one piece of work runs at a
+time: where many people call, all that computes goes through `studio.thread`.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import re
 import secrets
@@ -18,7 +20,8 @@ import shutil
 import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -118,17 +121,67 @@ class Run:
         return self.session.trajectory.images[0]
 
 
+class ModelThread:
+    """The one thread that all computing runs on.
+
+    OpenMP keeps helpers for every thread that ever computes, and with more of them than cores it
+    lets them sleep between any two operations: on two cores all takes half as long again.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "model")
+        self._open: Generator | None = None  # the work that has begun last
+
+    def call(self, work: Callable[..., Any], *values: Any) -> Any:
+        return self._pool.submit(work, *values).result()
+
+    def iterate(self, work: Generator) -> Iterator[Any]:
+        """What `work` yields. It may be given up at any time; it is closed on this thread too."""
+        end = object()
+        try:
+            while (value := self.call(self._advance, work, end)) is not end:
+                yield value
+        finally:
+            self._pool.submit(work.close)  # not waited for: this may be that very thread
+
+    def wrap(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        """`work`, a function or a generator function, as one that runs here."""
+
+        @functools.wraps(work)
+        def call(*values: Any) -> Any:
+            return self.call(work, *values)
+
+        @functools.wraps(work)
+        def iterate(*values: Any) -> Iterator[Any]:
+            yield from self.iterate(work(*values))
+
+        return iterate if inspect.isgeneratorfunction(work) else call
+
+    def _advance(self, work: Generator, end: object) -> Any:
+        """The next value. Work that was given up (Stop, a closed tab), and whose end has not
+        reached this thread yet, is closed before other work begins: both want the model."""
+        if inspect.getgeneratorstate(work) == inspect.GEN_CLOSED:
+            return end
+        if self._open is not work:
+            if self._open is not None:
+                self._open.close()
+            self._open = work
+        return next(work, end)
+
+
 class Studio:
     """One model and one segmenter, and the runs of all who use them.
 
     most_bytes: what the runs may take on disk together; those left alone longest go first.
+    thread: the one that the model was opened on, where that matters; else one of its own.
     """
 
     def __init__(
-        self, model: DiffusionModel, segmenter: Segmenter, folder: Path, most_bytes: float = 5e9
-    ) -> None:
+        self, model: DiffusionModel, segmenter: Segmenter, folder: Path, most_bytes: float = 5e9,
+        thread: ModelThread | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.segmenter, self.folder = model, segmenter, Path(folder)
-        self.most_bytes = most_bytes
+        self.most_bytes, self.thread = most_bytes, thread or ModelThread()
         self._recent: OrderedDict[str, Run] = OrderedDict()
         self._begun: dict[Settings, Session] = {}
         self._lock = threading.Lock()

@@ -93,7 +93,7 @@ def steps_on(page: Any, count: int) -> list[float]:
 def step_on(page: Any, number: int) -> None:
     page.locator("#step").click()
     page.wait_for_function(
-        "(said) => document.querySelector('#status textarea').value.startsWith(said)",
+        "(start) => document.querySelector('#status textarea').value.startsWith(start)",
         arg=f"Step {number} ·", timeout=120_000,
     )  # fmt: skip
 

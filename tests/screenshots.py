@@ -16,7 +16,9 @@ sys.path.insert(0, str(ROOT))
 
 from playwright.sync_api import sync_playwright  # noqa: E402
 
-import app  # noqa: E402
+from pxpo import Segmenter, load_model  # noqa: E402
+from pxpo.studio import Studio  # noqa: E402
+from pxpo.ui import Page, launch  # noqa: E402
 
 SIZES = {"desktop": (1440, 900), "tablet": (820, 1180), "phone": (390, 844)}
 STEPS = 5
@@ -25,8 +27,8 @@ DONE = f"document.querySelector('#status textarea').value.includes('Step {STEPS}
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    studio = app.Studio(app.load_model(), app.Segmenter(), Path(tempfile.mkdtemp()))
-    server = app.launch(app.Page(studio), prevent_thread_lock=True, quiet=True)
+    studio = Studio(load_model(), Segmenter(), Path(tempfile.mkdtemp()))
+    server = launch(Page(studio), prevent_thread_lock=True, quiet=True)
     with sync_playwright() as play:
         browser = play.chromium.launch(
             executable_path=shutil.which("chromium"),

@@ -19,9 +19,11 @@ from conftest import answers, free_port
 from PIL import Image
 from safetensors.torch import load_file
 
+from pxpo import load_model
 from pxpo.errors import DivergedError, PxpoError
 from pxpo.rewards import painted_map
 from pxpo.session import learn
+from pxpo.studio import ModelThread, Studio
 
 gradio_client = pytest.importorskip("gradio_client")
 
@@ -32,12 +34,12 @@ LIMIT = 60  # seconds
 @pytest.fixture(scope="module")
 def address(model_folder, segmenter, tmp_path_factory):
     """The app on a random model: quick, and the same code path."""
-    import app
+    from pxpo.ui import Page, launch
 
-    studio = app.Studio(
-        app.load_model(model_folder, device="cpu"), segmenter, tmp_path_factory.mktemp("runs")
+    studio = Studio(
+        load_model(model_folder, device="cpu"), segmenter, tmp_path_factory.mktemp("runs")
     )
-    blocks = app.launch(app.Page(studio), prevent_thread_lock=True, quiet=True)
+    blocks = launch(Page(studio), prevent_thread_lock=True, quiet=True)
     yield blocks.local_url
     blocks.close()
 
@@ -98,7 +100,12 @@ def test_a_run_from_its_first_picture_to_its_lora(client, run, paint):
         ("step", {"reward": "segment", "labels": "Unicorn"}, "Unicorn"),
         ("step", {"reward": "poetry"}, "poetry"),
         ("step", {"reward": "color", "learning_rate": -1}, "learning_rate"),
-        ("run", {"count": 0, "reward": "color"}, "0"),
+        ("step", {"paint": {"path": __file__}}, "must be an uploaded picture"),
+        ("step", {"paint": gradio_client.handle_file(__file__)}, "must be an uploaded picture"),
+        ("step", {"reward": "color", "want": "none"}, "want is 'none'"),
+        ("step", {"reward": "color", "color": 3}, "color is 3"),
+        ("run", {"count": 0, "reward": "color"}, "count is 0"),
+        ("run", {"count": 101, "reward": "color"}, "count is 101"),
         ("back", {"step": 7}, "no step 7"),
     ],
 )
@@ -158,7 +165,7 @@ def test_nobody_guesses_a_run(client, verb):
         client.predict("AAAAAAAAAAAAAAAA", api_name=f"/{verb}")
 
 
-def test_a_cancelled_step_leaves_the_run_as_it_was_and_the_lane_free(client, run):
+def test_a_cancelled_step_leaves_the_run_as_it_was_and_the_model_free(client, run):
     job = client.submit(run, count=100, reward="color", images=2, api_name="/run")
     while not job.outputs():
         pass
@@ -168,7 +175,7 @@ def test_a_cancelled_step_leaves_the_run_as_it_was_and_the_lane_free(client, run
 
 
 def learn_for_a_while(address: str, seed: int, steps: int) -> dict:
-    """A person's run over the wire; its LoRA in the end, and what was told of it."""
+    """A person's run over the wire; its LoRA in the end, and the last report."""
     client = gradio_client.Client(address, verbose=False)
     run = client.predict("a lake", seed=seed, steps=3, rank=2, api_name="/generate")[0]
     for step in range(steps):
@@ -235,10 +242,10 @@ def pages_of(process: subprocess.Popen) -> int:
 
 
 def test_whoever_finds_the_queue_full_is_told_so(model_folder, segmenter, tmp_path):
-    import app
+    from pxpo.ui import Page, launch
 
-    studio = app.Studio(app.load_model(model_folder, device="cpu"), segmenter, tmp_path)
-    blocks = app.launch(app.Page(studio), waiting=2, prevent_thread_lock=True, quiet=True)
+    studio = Studio(load_model(model_folder, device="cpu"), segmenter, tmp_path)
+    blocks = launch(Page(studio), waiting=2, prevent_thread_lock=True, quiet=True)
     try:
         client = gradio_client.Client(blocks.local_url, verbose=False)
         run = client.predict("a lake", seed=0, steps=3, rank=2, api_name="/generate")[0]
@@ -311,9 +318,7 @@ def test_who_waits_while_another_stops_is_served(address):
 
 
 def test_work_given_up_is_closed_before_other_work_begins():
-    import app
-
-    happened = []
+    thread, happened = ModelThread(), []
 
     def work(name: str):
         happened.append(f"{name} begins")
@@ -323,20 +328,18 @@ def test_work_given_up_is_closed_before_other_work_begins():
         finally:
             happened.append(f"{name} ends")
 
-    given_up, next_one = (app.MODEL_THREAD.iterate(work(name)) for name in ("first", "second"))
+    given_up, next_one = (thread.iterate(work(name)) for name in ("first", "second"))
     assert next(given_up) == 1  # and nobody closes it
     assert list(next_one) == [1, 2]
     assert happened == ["first begins", "first ends", "second begins", "second ends"]
-    third = app.MODEL_THREAD.iterate(work("third"))
+    third = thread.iterate(work("third"))
     assert next(third) == 1
     assert list(given_up) == []  # it does not come back to life, nor disturb the third
     assert list(third) == [2]
 
 
 def test_work_that_is_given_up_is_closed_on_that_thread():
-    import app
-
-    closed_on = []
+    thread, closed_on = ModelThread(), []
 
     def work():
         try:
@@ -345,8 +348,8 @@ def test_work_that_is_given_up_is_closed_on_that_thread():
         finally:
             closed_on.append(threading.current_thread().name)
 
-    given_up = app.on_model_thread(work)()
+    given_up = thread.wrap(work)()
     assert next(given_up) == 1
     given_up.close()
-    assert list(app.on_model_thread(work)()) == [1, 2]
+    assert list(thread.wrap(work)()) == [1, 2]
     assert closed_on == ["model_0", "model_0"]

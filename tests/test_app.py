@@ -28,14 +28,14 @@ FEW = 3  # DDIM steps
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    import app
+    from pxpo import Segmenter, load_model
+    from pxpo.studio import Studio
+    from pxpo.ui import Page, launch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Chromium takes a core; threads that wait for one another crawl then
-    studio = app.Studio(
-        app.load_model(device="cpu"), app.Segmenter(), tmp_path_factory.mktemp("runs")
-    )
-    blocks = app.launch(app.Page(studio), prevent_thread_lock=True, quiet=True)
+    studio = Studio(load_model(device="cpu"), Segmenter(), tmp_path_factory.mktemp("runs"))
+    blocks = launch(Page(studio), prevent_thread_lock=True, quiet=True)
     yield blocks.local_url
     blocks.close()
     torch.set_num_threads(threads)
@@ -175,24 +175,25 @@ def download(page, button: str, file: Path) -> Path:
 
 def test_what_cannot_be_loaded_is_said_and_replaced(tmp_path):
     import app
+    from pxpo.ui.parts import chip, offer
 
     model, eye, note = app.open_models(str(tmp_path / "one"), str(tmp_path / "two"))
-    assert app.chip(model) == "Tiny World · CPU" and "Lake" in eye.labels
+    assert chip(model) == "Tiny World · CPU" and "Lake" in eye.labels
     assert all(part in note for part in ("one", "Tiny World instead", "two", "World's instead"))
-    assert "no GPU" in app.Page(app.Studio(model, eye, tmp_path), note).offer()
+    assert "no GPU" in offer(model)
 
 
 def test_paint_that_a_slow_editor_does_not_show_yet_counts():
     import time
 
-    import app
+    from pxpo.ui.canvas import sketch
 
     none, old, new = (Image.new("RGBA", (8, 8), (0, 255, 0, alpha)) for alpha in (0, 150, 153))
     now = time.monotonic()
-    assert app.sketch({"layers": [none]}, (old, now + 60)) is old
-    assert app.sketch({"layers": [none]}, (old, now - 1)) is None
-    assert app.sketch({"layers": [new]}, (old, now + 60)) == new
-    assert app.sketch(None, None) is None
+    assert sketch({"layers": [none]}, (old, now + 60)) is old
+    assert sketch({"layers": [none]}, (old, now - 1)) is None
+    assert sketch({"layers": [new]}, (old, now + 60)) == new
+    assert sketch(None, None) is None
 
 
 def test_a_visitor_presses_step_and_sees_the_model_change(page):
@@ -276,13 +277,13 @@ def test_paint_step_back_and_a_thumbnail_give_each_step_s_weights(sketch, tmp_pa
 @pytest.mark.slow
 def test_reloading_finds_the_run_and_its_paint(sketch):
     press(sketch, "step", "Step 1 ·")
-    told = painted(sketch)
+    before = painted(sketch)
     settle(sketch)
     sketch.reload()
     says(sketch, "Here is your run again, at step 1")
     settle(sketch)
     press(sketch, "step", "Step 2 ·")
-    assert painted(sketch) == told
+    assert painted(sketch) == before
 
 
 @pytest.mark.slow
@@ -341,9 +342,9 @@ def guidance() -> float:
 
 
 def seed() -> int:
-    import app
+    from pxpo.ui.events import EXAMPLES
 
-    return app.EXAMPLES[0][1]
+    return EXAMPLES[0][1]
 
 
 @pytest.mark.slow
@@ -366,7 +367,7 @@ def test_the_page_has_no_serious_fault_of_accessibility(visit, color_scheme):
 
 
 @pytest.mark.slow
-def test_a_closed_tab_frees_the_lane_at_once(visit):
+def test_a_closed_tab_frees_the_model_at_once(visit):
     leaving, staying = visit(), visit()
     for page in (leaving, staying):
         new_picture(page)

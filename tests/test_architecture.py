@@ -57,7 +57,22 @@ def test_a_reward_needs_nothing_of_the_core_but_its_floor(file):
     assert own(file) <= {"rewards", *LAYERS[0]}
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda f: f.name)
-def test_only_the_app_knows_gradio(file):
+def outside_the_page() -> list[Path]:
+    return sorted(file for file in PACKAGE.rglob("*.py") if PACKAGE / "ui" not in file.parents)
+
+
+@pytest.mark.parametrize("file", outside_the_page(), ids=lambda f: f.name)
+def test_only_the_page_knows_gradio_and_nothing_knows_the_page(file):
     tops = {name.split(".")[0] for name in imported(file)}
-    assert not tops & {"gradio", "app"}
+    assert not tops & {"gradio", "gradio_client", "app"}
+    assert "ui" not in own(file)
+
+
+def test_the_page_does_not_know_the_app_and_its_parts_make_no_circle():
+    order = ["parts", "rewards", "canvas", "events", "api", "page", "__init__"]
+    assert {file.stem for file in (PACKAGE / "ui").glob("*.py")} == set(order)
+    for height, module in enumerate(order):
+        names = imported(PACKAGE / "ui" / f"{module}.py")
+        assert "app" not in {name.split(".")[0] for name in names}
+        used = {name.split(".")[2] for name in names if name.startswith("pxpo.ui.")}
+        assert used <= set(order[:height])

@@ -212,6 +212,8 @@ def test_the_owner_s_token_is_for_the_owner(
     model, segmenter, tmp_path, monkeypatch, arguments, own
 ):
     """Whoever opens a page that others can reach pushes with a token of theirs, or not at all."""
+    import gradio as gr
+
     import app
 
     pages, pushes = [], []
@@ -233,7 +235,7 @@ def test_the_owner_s_token_is_for_the_owner(
     if own:
         assert len(list(press("run", "ada/x", False, False, " ", None))) == 1
     else:
-        with pytest.raises(app.gr.Error, match="token of yours"):
+        with pytest.raises(gr.Error, match="token of yours"):
             list(press("run", "ada/x", False, False, " ", None))
     assert pushes == ["hf_mine", None][: 1 + own]
 

@@ -1,0 +1,17 @@
+"""The page on a studio, the only part of the package that knows Gradio.
+
+    launch(Page(Studio(model, segmenter, Path("runs/studio"))))
+
+`page.py` lays it out and connects it, `events.py` does what its buttons promise, `canvas.py` is
+what a person paints on, `rewards.py` all that depends on the kind of reward, `api.py` the same
+verbs for programs, `parts.py` what these share.
+"""
+
+import os
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")  # read as Gradio is imported
+
+from .page import Page, launch
+from .parts import STABLE_DIFFUSION
+
+__all__ = ["STABLE_DIFFUSION", "Page", "launch"]

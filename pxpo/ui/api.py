@@ -1,0 +1,187 @@
+"""The page's verbs for gradio_client, and as MCP tools.
+
+Gradio reads their docstrings and types, so types are no strings here (no `annotations` from
+`__future__`). `FileData` is what it calls a file that was uploaded, or is to be downloaded.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Generator, Iterator
+from typing import Annotated, Any
+
+import gradio as gr
+import pydantic
+from gradio import FileData
+from PIL import Image
+
+from ..config import Settings
+from ..errors import PxpoError, SettingError
+from ..rollout import Progress
+from ..studio import MOST_STEPS, Run, Studio
+from .events import EXAMPLES
+from .parts import errors_as_messages, large, served, throttled
+from .rewards import Kind, Want, wish_of
+
+Answer = tuple[str, dict, FileData]
+Work = Generator[Progress, None, Run]
+
+
+def open_picture(file: dict | None) -> Image.Image | None:
+    """An uploaded picture, in its own mode; what was not uploaded is refused."""
+    if file is None:
+        return None
+    try:
+        picture = Image.open(FileData.model_validate(file, context={"validate_meta": True}).path)
+        picture.load()
+    except (ValueError, OSError, Image.DecompressionBombError) as error:
+        raise PxpoError("paint must be an uploaded picture, and one that can be read.") from error
+    return picture
+
+
+Picture = Annotated[FileData, pydantic.PlainValidator(open_picture)]
+Count = Annotated[int, pydantic.Field(ge=1, le=MOST_STEPS)]
+
+
+def add(studio: Studio) -> None:
+    """Add the verbs to the Blocks that are being built."""
+
+    def generate(
+        prompt: str = EXAMPLES[0][0], seed: int = Settings.seed, steps: int = Settings.steps,
+        guidance_scale: float = Settings.guidance_scale, rank: int = Settings.rank,
+    ) -> Work:  # fmt: skip
+        """Begin a run and sample the picture that its first step judges.
+
+        Args:
+            prompt: what to paint
+            seed: the run's random seed
+            steps: DDIM steps per picture
+            guidance_scale: classifier-free guidance, 1 is none
+            rank: the LoRA's rank
+
+        Returns:
+            the run's name for the other tools, a report, and the picture to judge
+        """
+        return studio.start(
+            prompt=prompt, seed=seed, steps=steps, guidance_scale=guidance_scale, rank=rank
+        )
+
+    def step(
+        run_id: str, reward: Kind = "paint", paint: Picture = None, color: str = "blue",
+        labels: str = "Hair", want: Want = "less", learning_rate: float | None = None,
+        images: int | None = None,
+    ) -> Work:  # fmt: skip
+        """Judge pictures, update the LoRA once, and sample the next picture.
+
+        Args:
+            run_id: the run's name, from generate
+            reward: "paint", "color" or "segment"
+            paint: for "paint": a picture, green where more is wanted and red where less
+            color: for "color": red, green, blue, or any CSS colour
+            labels: for "segment": what to find, separated by commas
+            want: for "color" and "segment": "less" of it, or "more"
+            learning_rate: AdamW's; the reward's default when left out
+            images: pictures judged per step; the reward's default when left out
+
+        Returns:
+            the run's name, a report with the scores of all steps, and the next picture to judge
+        """
+        changes = {"learning_rate": learning_rate, "images": images}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        return studio.step(run_id, wish_of(reward, color, labels, want), paint, **changes)
+
+    def run(
+        run_id: str, count: Count = 5, reward: Kind = "paint", paint: Picture = None,
+        color: str = "blue", labels: str = "Hair", want: Want = "less",
+        learning_rate: float | None = None, images: int | None = None,
+    ) -> Work:  # fmt: skip
+        """Several steps with the same reward, as `step` does one.
+
+        Args:
+            run_id: the run's name, from generate
+            count: how many steps
+            reward: "paint", "color" or "segment"
+            paint: for "paint": a picture, green where more is wanted and red where less
+            color: for "color": red, green, blue, or any CSS colour
+            labels: for "segment": what to find, separated by commas
+            want: for "color" and "segment": "less" of it, or "more"
+            learning_rate: AdamW's; the reward's default when left out
+            images: pictures judged per step; the reward's default when left out
+
+        Returns:
+            the run's name, a report with the scores of all steps, and the next picture to judge
+        """
+        for _ in range(count):
+            done = yield from step(
+                run_id, reward, paint, color, labels, want, learning_rate, images
+            )
+        return done
+
+    def back(run_id: str, step: int = 0) -> Work:
+        """Go back to an earlier step: weights, pictures and randomness.
+
+        Args:
+            run_id: the run's name, from generate
+            step: how many steps the run shall have behind it
+
+        Returns:
+            the run's name, a report with the scores of the steps left, and the picture to judge
+        """
+        return studio.back(run_id, step)
+
+    def export(run_id: str) -> tuple[FileData, FileData]:
+        """The LoRA, and the whole run.
+
+        Args:
+            run_id: the run's name, from generate
+
+        Returns:
+            pytorch_lora_weights.safetensors for any diffusers pipeline, and a .zip of the run
+        """
+        lora, archive = studio.lora_file(run_id), studio.archive(run_id)
+        return FileData(path=str(lora)), FileData(path=str(archive))
+
+    for verb in (
+        answered(generate),
+        answered(step),
+        answered(run),
+        answered(back),
+        checked(export),
+    ):
+        gr.api(studio.thread.wrap(verb), concurrency_id="gpu", concurrency_limit=1)
+
+
+def answered(verb: Callable[..., Work]) -> Callable[..., Iterator[Any]]:
+    """The verb as an endpoint that answers with its run."""
+    work = checked(verb)
+
+    @functools.wraps(verb)
+    def answer(*values: Any) -> Iterator[Any]:
+        with errors_as_messages():
+            # Empty answers now and then: between two of them a client can cancel the work.
+            run = yield from throttled(work(*values), lambda _: (None, None, None))
+        report = {"step": run.step, "reward": run.wish and run.wish.name,
+                  "scores": [vars(score) for score in run.latest]}  # fmt: skip
+        yield run.id, report, FileData(path=served(large(run.picture)))
+
+    answer.__signature__ = inspect.signature(verb).replace(  # type: ignore[attr-defined]
+        return_annotation=Answer
+    )
+    return answer
+
+
+def checked(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """The verb with arguments that are what its types say; others are refused by name."""
+    names, valid = inspect.signature(verb).parameters, pydantic.validate_call(verb)
+
+    @functools.wraps(verb)
+    def call(*values: Any) -> Any:
+        with errors_as_messages():
+            try:
+                return valid(**dict(zip(names, values, strict=True)))
+            except pydantic.ValidationError as error:
+                wrong = error.errors()[0]
+                raise SettingError(
+                    f"{wrong['loc'][0]} is {wrong['input']!r}: {wrong['msg']}."
+                ) from error
+
+    return call

@@ -1,0 +1,135 @@
+"""The canvas: Gradio's image editor, its two brushes, and all that it needs to paint reliably.
+
+What the editor of Gradio 6.31 does, and what is done about it here:
+
+- As an input of an event, or where that shows its progress, it uploads its picture and layers at
+  every sign of progress. So an event reads it once, in the browser, into `drawn`, an editor that is
+  never shown; that one is the event's input.
+- Given a new picture while it is mounted, it paints no stroke of a finger and loses a mouse's first
+  one. So it is emptied first.
+- It takes seconds to show what it was given. So that paint is kept in `waiting` meanwhile.
+- Its own clear button clears the picture away as well. So the picture is brought back.
+- Its swatches have no names for a screen reader. So a radio chooses the brush.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from ..studio import Studio
+from .parts import CANVAS, large, served
+
+PLUS, MINUS = "+ more (green)", "− less (red)"
+GREEN, RED = ("#00FF00", 0.6), ("#FF0000", 0.6)
+SETTLING = 10.0  # seconds that the editor may take to show what it was given
+
+Waiting = tuple[Image.Image | None, float] | None
+"""Paint that the editor was given, and until when it may not show it yet."""
+
+
+def paint_of(value: dict[str, Any] | None) -> Image.Image | None:
+    """The painted layers of the editor as one RGBA picture; None when nothing is painted."""
+    layers = [layer.convert("RGBA") for layer in (value or {}).get("layers") or ()]
+    if not any(layer.getextrema()[3][1] for layer in layers):
+        return None
+    return functools.reduce(Image.alpha_composite, layers)
+
+
+def sketch(value: dict[str, Any] | None, waiting: Waiting) -> Image.Image | None:
+    """The paint on the editor, or that which it was just given and may not show yet."""
+    paint, until = waiting or (None, 0.0)
+    return paint_of(value) or (paint if time.monotonic() < until else None)
+
+
+def brush(choice: str) -> gr.Brush:
+    return gr.Brush(
+        colors=[GREEN, RED], default_color=GREEN if choice == PLUS else RED, color_mode="fixed",
+        default_size=40,
+    )  # fmt: skip
+
+
+class Canvas:
+    """The picture to judge, and the paint on it.
+
+    `inputs` are what an event needs for `sketch`, once `read` has come before it.
+    """
+
+    def __init__(self, studio: Studio, example: dict[str, str]) -> None:
+        """example: what is shown where there is no run yet, as `opening_example` gives it."""
+        self.studio, self.example = studio, example
+        self.brush = gr.Radio([PLUS, MINUS], value=PLUS, label="Brush", elem_id="hand")
+        self.editor = gr.ImageEditor(
+            type="pil", sources=(), transforms=(), layers=False, format="png",
+            canvas_size=(CANVAS, CANVAS), fixed_canvas=True, brush=brush(PLUS),
+            eraser=gr.Eraser(24), label="The picture to judge", show_label=False,
+            elem_id="ed", height=600,
+        )  # fmt: skip
+        self.drawn = gr.ImageEditor(type="pil", visible=False)
+        self.waiting = gr.State()
+        self.inputs = [self.drawn, self.waiting]
+
+    def read(self, listen: Callable[..., Any], **quiet: Any) -> Any:
+        """An event of `listen` that puts into `drawn` what is on the editor now."""
+        return listen(None, self.editor, self.drawn, js="drawn => drawn", **quiet)
+
+    def renew(self, listen: Callable[..., Any], run: gr.BrowserState, ended: gr.State,
+              **quiet: Any) -> Any:  # fmt: skip
+        """Events that bring the run's picture, under the paint on the editor or that of the last
+        update; ended: (anything, whether the paint on the editor stays)."""
+        wrap = self.studio.thread.wrap
+        emptied = self.read(listen, **quiet).then(
+            wrap(self._empty), [run, ended, *self.inputs], [self.waiting, self.editor], **quiet
+        )
+        return emptied.then(
+            wrap(self._fill), [run, self.waiting], [self.waiting, self.editor], **quiet
+        )
+
+    def wire(self, run: gr.BrowserState, **quiet: Any) -> None:
+        """Connect the brush and the clear button."""
+        bring_back = self.studio.thread.wrap(self._bring_back)
+        self.editor.clear(bring_back, run, [self.waiting, self.editor], **quiet)
+        self.brush.change(
+            lambda choice: gr.ImageEditor(brush=brush(choice)), self.brush, self.editor, **quiet
+        )
+
+    def _empty(
+        self, run: str, ended: tuple[Any, bool], drawn: dict[str, Any] | None, waiting: Waiting
+    ) -> tuple[Waiting, Any]:
+        _, stays = ended
+        paint = sketch(drawn, waiting) if stays else self._learnt_from(run)
+        return (paint, math.inf), None if run else gr.skip()
+
+    def _fill(self, run: str, waiting: tuple[Image.Image | None, float]) -> tuple[Waiting, Any]:
+        paint, _ = waiting
+        if run:
+            value: Any = self._value(run, paint)
+        elif paint or not self.example:  # what is painted on the example stays
+            value = gr.skip()
+        else:
+            value = self._value(run, Image.open(self.example["paint"]))
+        return (paint, time.monotonic() + SETTLING), value
+
+    def _bring_back(self, run: str) -> tuple[Waiting, Any]:
+        return None, self._value(run, None)
+
+    def _learnt_from(self, run: str) -> Image.Image | None:
+        """The paint of the run's last update."""
+        paint = self.studio.run(run).paint if run else None
+        return None if paint is None else Image.fromarray(paint.numpy())
+
+    def _value(self, run: str, paint: Image.Image | None) -> dict[str, Any]:
+        """The editor's: the picture to judge under the paint. It would show a `composite` alone."""
+        picture = None
+        if run:
+            picture = served(large(self.studio.run(run).picture))
+        elif self.example:
+            picture = served(Image.open(self.example["before"]))
+        layers = [served(paint)] if paint else []
+        return {"background": picture, "layers": layers, "composite": None}
