@@ -36,6 +36,7 @@ from pxpo import (
     DiffusionModel,
     Lora,
     PxpoError,
+    RewardSpec,
     Segmenter,
     Settings,
     load_lora,
@@ -47,8 +48,9 @@ from pxpo.errors import ModelError
 from pxpo.models import TINY_WORLD
 from pxpo.plots import to_picture
 from pxpo.rewards.segmentation import CLOTHES
-from pxpo.session import SHOWING, write_whole
-from pxpo.studio import MOST_STEPS, Run, Studio, Wish
+from pxpo.run import SHOWING, Run
+from pxpo.store import write_whole
+from pxpo.studio import MOST_UPDATES, Studio
 
 gc.freeze()  # nor is it looked for later
 gc.enable()
@@ -222,10 +224,10 @@ class Page:
 
     def view(self, run: Run, status: str) -> dict[str, Any]:
         captions = ["before"]
-        for number in range(1, run.step + 1):
+        for number in range(1, run.count + 1):
             score = f" · {run.latest[number].here:+.2f}" if number < len(run.latest) else ""
             captions.append(f"{number}{score}")
-        shown = [snapshot.shown[0] for snapshot in run.session.history]
+        shown = [update.shown[0] for update in run.updates]
         return {
             "run": run.id,
             "slider": (served(large(shown[0])), served(large(shown[-1]))),
@@ -247,12 +249,12 @@ class Page:
         layers = [served(paint)] if paint else []
         return {"background": background, "layers": layers, "composite": None}
 
-    def heat_map(self, run_id: str, wish: Wish) -> dict[str, Any]:
+    def heat_map(self, run_id: str, reward: RewardSpec) -> dict[str, Any]:
         """An automatic reward on the picture to judge; hidden where there is none."""
         heat = None
-        if wish.kind != "paint":
+        if not reward.by_hand:
             with contextlib.suppress(PxpoError):  # Step says what is missing
-                picture = self.studio.heat(self.studio.run(run_id), wish)
+                picture = self.studio.heat(self.studio.run(run_id), reward)
                 heat = served(picture.resize((CANVAS, CANVAS)))
         return gr.update(value=heat, visible=heat is not None)
 
@@ -287,7 +289,7 @@ class Page:
         return "Paint what you want more of (green) or less of (red), then press Step." + note
 
     def learn(
-        self, count: int, run_id: str, wish: Wish, paint: Image.Image | None,
+        self, count: int, run_id: str, reward: RewardSpec, paint: Image.Image | None,
         learning_rate: float, images: int,
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """`count` steps; a run is begun first where the page still shows the opening example."""
@@ -296,21 +298,21 @@ class Page:
                 run_id = update.get("run", "")
                 yield {k: v for k, v in update.items() if k in ("status", "run")}
         changes: dict[str, Any] = {"learning_rate": learning_rate} if learning_rate else {}
-        if images and wish.kind != "paint":
+        if images and not reward.by_hand:
             changes["images"] = images
-        paint = paint if wish.kind == "paint" else None
-        before = served(large(self.studio.run(run_id).session.history[0].shown[0]))
+        paint = paint if reward.by_hand else None
+        before = served(large(self.studio.run(run_id).updates[0].shown[0]))
         for _ in range(count):
             began = time.monotonic()
-            head = f"Step {self.studio.run(run_id).step + 1}"
-            work = self.studio.step(run_id, wish, paint, **changes)
+            head = f"Step {self.studio.run(run_id).count + 1}"
+            work = self.studio.step(run_id, reward, paint, **changes)
             run = yield from self.progress(work, head, before)
             yield self.view(run, self.told(run, paint, time.monotonic() - began))
 
     def told(self, run: Run, paint: Image.Image | None, seconds: float) -> str:
         """A step in one line."""
         last, now = run.latest[-2:]
-        parts = [f"Step {run.step}", f"reward {last.here:+.3f} → {now.here:+.3f}"]
+        parts = [f"Step {run.count}", f"reward {last.here:+.3f} → {now.here:+.3f}"]
         if paint:
             painted = painted_map(paint)
             more, less = ((painted * sign > 0).float().mean() for sign in (1, -1))
@@ -319,24 +321,24 @@ class Page:
 
     def back(self, run_id: str, step: int | None = None) -> Iterator[dict[str, Any]]:
         run = self.studio.run(run_id) if run_id else None
-        if run is None or (step is None and not run.step):
+        if run is None or (step is None and not run.count):
             raise gr.Error("This is the beginning; there is no step before it.",
                            print_exception=False)  # fmt: skip
-        step = run.step - 1 if step is None else step
+        step = run.count - 1 if step is None else step
         run = yield from self.progress(self.studio.back(run_id, step), f"Back to step {step}")
-        yield self.view(run, f"Back at step {run.step}, weights and all.")
+        yield self.view(run, f"Back at step {run.count}, weights and all.")
 
     def stopped(self, run_id: str) -> dict[str, Any]:
         if not run_id:
             return {"status": "Stopped."}
         run = self.studio.run(run_id)
-        return self.view(run, f"Stopped at step {run.step}; what was learnt is kept.")
+        return self.view(run, f"Stopped at step {run.count}; what was learnt is kept.")
 
     def admitted(self, file: str, *fresh: Any) -> Iterator[dict[str, Any]]:
         """Go on with a downloaded run, or begin one from a LoRA."""
         if Path(file).suffix == ".zip":
             run = self.studio.admit(Path(file))
-            yield self.view(run, f"Your run, at step {run.step}.")
+            yield self.view(run, f"Your run, at step {run.count}.")
         else:
             yield from self.start(*fresh, lora=load_lora(Path(file)))
 
@@ -347,7 +349,7 @@ class Page:
         except PxpoError:
             run = None
         if run:
-            yield self.view(run, f"Here is your run again, at step {run.step}.")
+            yield self.view(run, f"Here is your run again, at step {run.count}.")
         elif self.has_example:
             yield {"run": "", "status": "An example: press Step, or paint something else."}
         else:
@@ -416,7 +418,7 @@ class Page:
                     self.step_once = gr.Button("Step", variant="primary", elem_id="step")
                     self.step_many = gr.Button("Run", elem_id="run-many")
                     self.count = gr.Number(
-                        5, label="Steps of Run", precision=0, minimum=1, maximum=MOST_STEPS,
+                        5, label="Steps of Run", precision=0, minimum=1, maximum=MOST_UPDATES,
                         container=False, show_label=False, min_width=60, elem_id="count",
                     )  # fmt: skip
                 with gr.Row():
@@ -708,9 +710,14 @@ def saved(make: Callable[[str], Path], run_id: str) -> str:
         return str(make(run_id))
 
 
-def wished(source: str, color: str, color_want: str, labels: list[str], labels_want: str) -> Wish:
-    want = color_want if source == "color" else labels_want
-    return Wish(source, color, labels, want == MORE)
+def wished(
+    source: str, color: str | None, color_want: str, labels: list[str] | None, labels_want: str
+) -> RewardSpec:
+    options: dict[str, dict[str, Any]] = {
+        "color": {"color": color or "", "more": color_want == MORE},
+        "segment": {"labels": labels or (), "more": labels_want == MORE},
+    }
+    return RewardSpec(source, options.get(source, {}))
 
 
 def api(studio: Studio) -> None:
@@ -729,7 +736,7 @@ def api(studio: Studio) -> None:
         labels = gr.Textbox("Hair", label="labels")
         want = gr.Radio([LESS, MORE], value=LESS, label="want")
         rate, images = setting("learning_rate", "learning_rate"), setting("images", "images")
-        count = gr.Number(5, precision=0, minimum=1, maximum=MOST_STEPS, label="count")
+        count = gr.Number(5, precision=0, minimum=1, maximum=MOST_UPDATES, label="count")
         to_step = gr.Number(0, precision=0, minimum=0, label="step")
         report, picture = gr.JSON(label="report"), gr.Image(label="picture", format="png")
         files = gr.File(label="lora"), gr.File(label="archive")
@@ -742,7 +749,7 @@ def api(studio: Studio) -> None:
         return (yield from signs(work, lambda at: (gr.skip(),) * len(answers)))
 
     def answer(run: Run) -> tuple[str, dict[str, Any], str]:
-        report = {"step": run.step, "reward": run.wish and run.wish.name,
+        report = {"step": run.count, "reward": run.reward and run.reward.name,
                   "scores": [vars(score) for score in run.latest]}  # fmt: skip
         return run.id, report, served(large(run.picture))
 
@@ -768,14 +775,14 @@ def api(studio: Studio) -> None:
             yield answer(run)
 
     def learn(
-        run_id: str, count: int, wish: Wish, paint: Image.Image | None, rate: float | None,
+        run_id: str, count: int, reward: RewardSpec, paint: Image.Image | None, rate: float | None,
         images: int | None,
     ) -> Iterator[Any]:  # fmt: skip
         changes = {"learning_rate": rate, "images": images}
         changes = {name: value for name, value in changes.items() if value is not None}
         with spoken():
             for _ in range(count):
-                done = yield from waiting(studio.step(run_id, wish, paint, **changes))
+                done = yield from waiting(studio.step(run_id, reward, paint, **changes))
             yield answer(done)
 
     def step(
@@ -798,8 +805,8 @@ def api(studio: Studio) -> None:
         Returns:
             the run's name, a report with the scores of all steps, and the next picture to judge
         """
-        wish = wished(reward, color, want, labels.split(","), want)
-        yield from learn(run_id, 1, wish, paint, learning_rate, images)
+        spec = wished(reward, color, want, labels.split(","), want)
+        yield from learn(run_id, 1, spec, paint, learning_rate, images)
 
     def run(
         run_id: str, count: int = 5, reward: str = "paint", paint: Image.Image | None = None,
@@ -822,8 +829,8 @@ def api(studio: Studio) -> None:
         Returns:
             the run's name, a report with the scores of all steps, and the next picture to judge
         """
-        wish = wished(reward, color, want, labels.split(","), want)
-        yield from learn(run_id, count, wish, paint, learning_rate, images)
+        spec = wished(reward, color, want, labels.split(","), want)
+        yield from learn(run_id, count, spec, paint, learning_rate, images)
 
     def back(run_id: str, step: int) -> Iterator[Any]:
         """Go back to an earlier step: weights, pictures and randomness.

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from pxpo.errors import DivergedError, PxpoError
 from pxpo.rewards import painted_map
-from pxpo.session import learn
+from pxpo.run import teach
 
 gradio_client = pytest.importorskip("gradio_client")
 
@@ -99,7 +99,7 @@ def test_a_run_from_its_first_picture_to_its_lora(client, run, paint):
         ("step", {"reward": "poetry"}, "poetry"),
         ("step", {"reward": "color", "learning_rate": -1}, "learning_rate"),
         ("run", {"count": 0, "reward": "color"}, "0"),
-        ("back", {"step": 7}, "no step 7"),
+        ("back", {"step": 7}, "no update 7"),
     ],
 )
 def test_bad_input_is_answered_with_its_reason(client, run, verb, arguments, words):
@@ -121,7 +121,7 @@ def test_a_step_that_fails_is_said_and_the_run_is_as_before(client, run, monkeyp
         yield
 
     with monkeypatch.context() as broken:
-        broken.setattr("pxpo.session.update", fail)
+        broken.setattr("pxpo.run.update", fail)
         with pytest.raises(Exception, match=str(error)):
             client.predict(run, reward="color", images=2, api_name="/step")
     after = load_file(client.predict(run, api_name="/export")[0])
@@ -286,9 +286,9 @@ def test_all_that_computes_runs_on_one_thread(client, run, paint, monkeypatch):
 
     def watched(*values):
         threads.add(threading.current_thread().name)
-        return (yield from learn(*values))
+        return (yield from teach(*values))
 
-    monkeypatch.setattr("pxpo.studio.learn", watched)
+    monkeypatch.setattr("pxpo.studio.teach", watched)
     client.predict(run, paint=paint, api_name="/step")
     client.predict(run, count=2, paint=paint, api_name="/run")
     assert len(threads) == 1 and "model" in threads.pop()
