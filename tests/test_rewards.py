@@ -537,3 +537,20 @@ def test_every_kind_declares_what_the_command_line_and_the_page_show(kind, tools
 def test_the_labels_on_offer_are_the_segmenter_s(tools, segmenter):
     labels, *_ = REWARDS["segment"].options
     assert labels.offered(tools) == segmenter.labels
+
+
+@pytest.mark.parametrize("more", [False, True])
+@pytest.mark.parametrize(
+    ("color", "light"),
+    [("red", 0.2126), ("green", 0.7152), ("blue", 0.0722), ("black", 0), ("white", 1)],
+)
+def test_brightness_is_the_light_of_each_pixel(color, light, more):
+    spec = RewardSpec("brightness", {"more": more})
+    sign = 1 if more else -1
+    torch.testing.assert_close(spec.make()(flat(color)), torch.full((1, 2, 3), sign * float(light)))
+    images = random_images(3, 5)
+    weights = torch.tensor([0.2126, 0.7152, 0.0722])
+    torch.testing.assert_close(
+        spec.make()(images), sign * torch.einsum("bchw,c->bhw", images, weights)
+    )
+    assert spec.name == f"{'more' if more else 'less'} light"

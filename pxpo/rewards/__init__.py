@@ -15,6 +15,7 @@ for _file in (
     "painting",
     "color",
     "segmentation",
+    "brightness",
 ):
     _kind: RewardKind = import_module(f"{__name__}.{_file}").KIND
     REWARDS[_kind.name] = _kind
