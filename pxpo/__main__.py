@@ -106,15 +106,16 @@ def prompt_of(kind: RewardKind) -> dict[str, str]:
 
 def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     """One option of a reward; left out means its default."""
-    flag, dest, default = "--" + option.name, "option_" + option.name, option.default
+    flag, name, default = "--" + option.name, "option_" + option.name, option.default
     if isinstance(default, bool):
-        parser.add_argument(flag, dest=dest, action="store_true", default=None, help=option.help)
-    elif isinstance(default, tuple):
-        usual = f"; repeatable ({', '.join(default) or 'none'})"
-        parser.add_argument(flag, dest=dest, action="append", help=option.help + usual)
-    else:
-        usual = f" ({default})" if default else ""
-        parser.add_argument(flag, dest=dest, help=option.help + usual)
+        parser.add_argument(flag, dest=name, action="store_true", default=None, help=option.help)
+        return
+    several = isinstance(default, tuple)
+    usual = ", ".join(default) if several else default
+    parser.add_argument(
+        flag, dest=name, action="append" if several else "store", metavar=option.name.upper(),
+        help=option.help + ("; repeatable" if several else "") + (f" ({usual})" if usual else ""),
+    )  # fmt: skip
 
 
 def add_setting(parser: argparse.ArgumentParser, entry: Field, default: Any) -> None:

@@ -126,9 +126,9 @@ def score_curve(run: Run) -> Figure | None:
     if len(scores) < 2:
         return None
     lines = {"this seed": ([one.here for one in scores], [0.0] * len(scores))}
-    held_out = [(one.held_out, one.held_out_std) for one in scores]
-    if all(mean is not None for mean, _ in held_out):
-        lines["held-out seeds"] = tuple(map(list, zip(*held_out, strict=True)))  # type: ignore
+    if scores[0].held_out is not None:
+        means = [one.held_out or 0.0 for one in scores]
+        lines["held-out seeds"] = means, [one.held_out_std or 0.0 for one in scores]
     return reward_curve(lines, f"Reward: {run.reward.name if run.reward else ''}")
 
 

@@ -282,3 +282,15 @@ def test_a_run_without_a_reward_is_not_resumed(model, tmp_path, capsys):
     save_run(finish(begin(model, settings_for("paint", steps=2, rank=2, shown=1))), tmp_path)
     assert cli.main(["resume", str(tmp_path)]) == 2
     assert "names no reward" in capsys.readouterr().err
+
+
+def test_a_run_whose_model_was_moved_goes_on(run, model_folder, tmp_path, capsys):
+    shutil.copytree(model_folder, tmp_path / "before")
+    where = ["--model", str(tmp_path / "before"), "--out", str(tmp_path / "run")]
+    assert run("color", "--epochs", "1", *SMALL, *where, model=False)[0] == 0
+    (tmp_path / "before").rename(tmp_path / "after")
+    more = ["resume", str(tmp_path / "run"), "--epochs", "2"]
+    assert run(*more, model=False)[0] == 2
+    assert "before" in capsys.readouterr().err
+    assert run(*more, "--model", str(tmp_path / "after"), model=False)[0] == 0
+    assert load_run(tmp_path / "run").model_name == str(tmp_path / "after")
