@@ -3,12 +3,12 @@
     from pxpo import *
 
     model = load_model()                       # Tiny World; or a folder, or a Hub id
-    session = finish(new_session(model, settings_for("color")))
+    run = finish(begin(model, settings_for("color")))
     for _ in range(10):
-        session = finish(generate(model, session))
-        maps = ColorReward("blue")(session.trajectory.images)
-        session = finish(learn(model, session, maps))
-    save_lora(session.lora, "my-lora")
+        run = finish(generate(model, run))
+        maps = ColorReward("blue")(run.trajectory.images)
+        run = finish(learn(model, run, maps))
+    save_lora(run.lora, "my-lora")
 
 Shapes: B images, T steps, C latent channels, h x w the latent's size, H x W the image's. Images
 are (B, 3, H, W) in [0, 1], reward maps (B, H, W), latent rewards and credits (B, h, w).
@@ -28,27 +28,27 @@ from .config import EXPERIMENTS, Settings, settings_for
 from .errors import PxpoError
 from .lora import Lora, adapter, load_lora, new_lora, save_lora
 from .models import DiffusionModel, load_model
-from .rewards import ColorReward, Segmenter, SegmentReward, paint_by_label, painted_map
-from .rollout import Noise, Progress, Trajectory, finish, rollout
-from .session import (
-    Session,
-    Snapshot,
-    annotate,
-    back,
-    generate,
-    learn,
-    new_session,
-    resume,
-    save,
+from .rewards import (
+    REWARDS,
+    ColorReward,
+    RewardSpec,
+    Segmenter,
+    SegmentReward,
+    Tools,
+    paint_by_label,
+    painted_map,
 )
+from .rollout import Noise, Progress, Trajectory, finish, rollout
+from .run import Run, Score, Update, annotate, back, begin, generate, learn, scored, teach
+from .store import load_run, save_run
 from .update import update
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "EXPERIMENTS", "ColorReward", "DiffusionModel", "Lora", "Noise", "Progress", "PxpoError",
-    "SegmentReward", "Segmenter", "Session", "Settings", "Snapshot", "Trajectory", "adapter",
-    "annotate", "back", "finish", "generate", "learn", "load_lora", "load_model", "new_lora",
-    "new_session", "paint_by_label", "painted_map", "resume", "rollout", "save", "save_lora",
-    "settings_for", "update",
+    "EXPERIMENTS", "REWARDS", "ColorReward", "DiffusionModel", "Lora", "Noise", "Progress",
+    "PxpoError", "RewardSpec", "Run", "Score", "SegmentReward", "Segmenter", "Settings", "Tools",
+    "Trajectory", "Update", "adapter", "annotate", "back", "begin", "finish", "generate", "learn",
+    "load_lora", "load_model", "load_run", "new_lora", "paint_by_label", "painted_map", "rollout",
+    "save_lora", "save_run", "scored", "settings_for", "teach", "update",
 ]  # fmt: skip

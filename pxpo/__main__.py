@@ -1,19 +1,17 @@
-"""The command line: `python -m pxpo color | segment | paint | resume | push`, a folder per run."""
+"""The command line: a run is begun (one command for each reward), resumed, packed or pushed."""
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -23,22 +21,14 @@ from .card import base_of, write_folder
 from .config import EXPERIMENTS, PAINTED, Settings, checked, kind_of, settings_for
 from .errors import PxpoError, RewardError, RunError, SettingError
 from .hub import pull, push
-from .models import DiffusionModel, load_model
-from .plots import heat_map, reward_curve, strip
-from .rewards import (
-    ColorReward,
-    Opinion,
-    Reward,
-    Segmenter,
-    SegmentReward,
-    paint_by_label,
-    painted_map,
-)
+from .models import DiffusionModel, best_device, load_model
+from .plots import heat_map, strip
+from .rewards import REWARDS, Option, Reward, RewardKind, RewardSpec, Tools, painted_map
 from .rollout import Progress
-from .session import Session, annotate, generate, learn, new_session, resume, save
+from .run import Run, annotate, begin, generate, resolved, scored, teach
+from .store import check_free, claim, new_folder, open_run, pack, save_run
 
 Result = TypeVar("Result")
-RewardOfStep = Callable[[Tensor, int], Tensor]
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,51 +52,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pxpo", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-
-    color = commands.add_parser("color", help="less (or more) of a colour")
-    color.add_argument("--color", default="blue", help="red, green, blue, or any CSS colour")
-    color.add_argument("--more", action="store_true", help="more of it instead of less")
-
-    segment = commands.add_parser("segment", help="less (or more) of what a segmenter finds")
-    segment.add_argument("--label", action="append", help="what to find; repeatable (Hair)")
-    segment.add_argument("--more", action="store_true", help="more of it instead of less")
-    segment.add_argument("--segmenter", help="folder or Hub id (the embedded one)")
-
-    paint = commands.add_parser("paint", help="painted feedback on one image a step")
-    paint.add_argument(
-        "--map", action="append", type=Path,
-        help="picture painted green (+2) and red (-2); repeat it for one per step, the last stays. "
-        f"Sets {', '.join(f'{name} {value}' for name, value in PAINTED.items())}",
-    )  # fmt: skip
-    paint.add_argument(
-        "--more", action="append", default=[], help="a label to paint green by itself"
-    )
-    paint.add_argument("--less", action="append", default=[], help="a label to paint red by itself")
-    paint.add_argument("--segmenter", help="folder or Hub id of what finds the labels")
-
-    for name, command in (("color", color), ("segment", segment), ("paint", paint)):
-        command.set_defaults(command=start, experiment=name)
-        command.add_argument("--paper", action="store_true", help="the paper's exact recipe")
-        command.add_argument("--model", help="diffusers folder or Hub id (Tiny World)")
-        command.add_argument("--lora", help="go on from this file, folder or Hub id of a LoRA")
-        command.add_argument("--out", type=Path, help="run folder (runs/<experiment>-<number>)")
-        for entry in fields(Settings):
-            add_setting(command, entry, EXPERIMENTS[name].get(entry.name, entry.default))
+    for kind in REWARDS.values():
+        add_reward(commands.add_parser(kind.name, help=kind.help), kind)
 
     again = commands.add_parser("resume", help="go on with a run that was stopped")
     again.set_defaults(command=go_on)
-    again.add_argument("run", type=Path, help="the run's folder")
+    add_run(again)
+    again.add_argument("--model", help="where the run's model lies now, if it was moved")
     again.add_argument("--epochs", type=int, help="updates in all, to train longer than planned")
+
+    zipped = commands.add_parser("pack", help="pack a run into a zip that the page takes")
+    zipped.set_defaults(command=pack_run)
+    add_run(zipped)
 
     upload = commands.add_parser("push", help="push a run's LoRA to the Hugging Face Hub")
     upload.set_defaults(command=push_run)
-    upload.add_argument("run", type=Path, help="the run's folder")
+    add_run(upload)
     upload.add_argument("repo", metavar="OWNER/NAME", help="repository, made if need be")
     upload.add_argument("--private", action="store_true", help="only you can see it")
     upload.add_argument(
         "--with-base", action="store_true", help="put a local base model (Tiny World) beside it"
     )
     return parser
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="the run's folder, or its zip from the page")
+
+
+def add_reward(parser: argparse.ArgumentParser, kind: RewardKind) -> None:
+    parser.set_defaults(command=start, kind=kind, map=None)
+    for option in kind.options:
+        add_option(parser, option)
+    if kind.by_hand:
+        changed = ", ".join(f"{name} {value}" for name, value in PAINTED.items())
+        parser.add_argument(
+            "--map", action="append", type=Path,
+            help="picture painted green (+2) and red (-2); repeat it for one per update, the last "
+            f"stays. Sets {changed}",
+        )  # fmt: skip
+    parser.add_argument("--paper", action="store_true", help="the paper's exact recipe")
+    parser.add_argument("--model", help="diffusers folder or Hub id (Tiny World)")
+    parser.add_argument("--lora", help="go on from this file, folder or Hub id of a LoRA")
+    parser.add_argument("--out", type=Path, help="run folder (runs/<command>-<number>)")
+    preset = {**EXPERIMENTS[kind.experiment], **prompt_of(kind)}
+    for entry in fields(Settings):
+        add_setting(parser, entry, preset.get(entry.name, entry.default))
+
+
+def prompt_of(kind: RewardKind) -> dict[str, str]:
+    return {"prompt": kind.prompt} if kind.prompt else {}
+
+
+def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    """One option of a reward; left out means its default."""
+    flag, name, default = "--" + option.name, "option_" + option.name, option.default
+    if isinstance(default, bool):
+        parser.add_argument(flag, dest=name, action="store_true", default=None, help=option.help)
+        return
+    several = isinstance(default, tuple)
+    usual = ", ".join(default) if several else default
+    parser.add_argument(
+        flag, dest=name, action="append" if several else "store", metavar=option.name.upper(),
+        help=option.help + ("; repeatable" if several else "") + (f" ({usual})" if usual else ""),
+    )  # fmt: skip
 
 
 def add_setting(parser: argparse.ArgumentParser, entry: Field, default: Any) -> None:
@@ -132,234 +141,184 @@ def add_setting(parser: argparse.ArgumentParser, entry: Field, default: Any) -> 
     )
 
 
-def start(options: argparse.Namespace) -> int:
-    given = {
-        name.removeprefix("setting_"): value
+def given(options: argparse.Namespace, prefix: str) -> dict[str, Any]:
+    """The options of this prefix that were not left out."""
+    return {
+        name.removeprefix(prefix): value
         for name, value in vars(options).items()
-        if name.startswith("setting_") and value is not None
+        if name.startswith(prefix) and value is not None
     }
+
+
+def start(options: argparse.Namespace) -> int:
+    kind, changes = options.kind, given(options, "setting_")
     lora = pull(options.lora) if options.lora else None
     if lora:
-        given = {"rank": lora.rank, **given}
-    if options.experiment == "paint" and options.map and not options.paper:
-        given = {**PAINTED, **given}
-    settings = settings_for(options.experiment, paper=options.paper, **given)
+        changes = {"rank": lora.rank, **changes}
+    if options.map and not options.paper:
+        changes = {**PAINTED, **changes}
+    changes = {**prompt_of(kind), **changes}
+    settings = settings_for(kind.experiment, paper=options.paper, **changes)
     if lora and lora.rank != settings.rank:
         raise SettingError(
             f"rank is {settings.rank}, but the LoRA {options.lora!r} has {lora.rank}; leave it out."
         )
-    reward = describe_reward(options)
-    make_reward(reward)  # a bad reward is said before the model is loaded
-    folder = options.out or free_folder(options.experiment)
-    if (folder / "run.json").exists():
-        raise RunError(
-            f"{folder} holds a run already; go on with `python -m pxpo resume {folder}`."
-        )
-    model = load_model(options.model)
+    spec, tools = spec_of(options), Tools(best_device())
+    # What can be said is said before the model is loaded.
+    judge = None if spec.by_hand else spec.make(tools)
+    for path in options.map or ():
+        read_paint(path, None)
+    if options.out:
+        check_free(options.out)
+    model = load_model(resolved(options.model or "") or None)
     for word in model.unknown_words(settings.prompt):
         print(f"note: {Path(model.name).name} never learnt the word {word!r}", file=sys.stderr)
-    session = watched(new_session(model, settings, lora), "first images")
-    make_reward(reward, session)  # nor is anything written for paint that does not fit its picture
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {"experiment": options.experiment, "reward": reward, "paper": options.paper,
-              "model": options.model, "settings": settings.as_dict()}  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return train(model, session, reward, folder)
+    run = watched(begin(model, settings, lora, reward=spec), "first images")
+    maps = tuple(read_paint(path, run.picture) for path in options.map or ())
+    folder = claim(options.out or new_folder(Path("runs"), kind.name))
+    return train(model, replace(run, painted=maps), judge, folder)
 
 
-def go_on(options: argparse.Namespace) -> int:
-    session = resume(options.run)
-    config = read_config(options.run)
-    if options.epochs is not None:
-        settings = replace(session.settings, epochs=options.epochs)
-        if settings.epochs < session.step:
-            raise SettingError(
-                f"epochs is {settings.epochs}, but this run has {session.step} behind it already."
-            )
-        session = replace(session, settings=settings)
-    return train(load_model(config["model"]), session, config["reward"], options.run)
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    try:
-        return json.loads((run / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run} has no config.json that can be read ({error}).") from error
-
-
-def describe_reward(options: argparse.Namespace) -> dict[str, Any]:
-    """The reward as plain data, so that a run can be resumed from its folder alone."""
-    sign = 1 if options.experiment != "paint" and options.more else -1
-    if options.experiment == "color":
-        return {"kind": "color", "color": options.color, "sign": sign}
-    if options.experiment == "segment":
-        return {"kind": "segment", "labels": options.label or ["Hair"], "sign": sign,
-                "segmenter": options.segmenter}  # fmt: skip
-    if bool(options.map) == bool(options.more or options.less):
+def spec_of(options: argparse.Namespace) -> RewardSpec:
+    """The reward that was asked for, with whole paths, so that it means the same elsewhere."""
+    chosen = given(options, "option_")
+    paths = {option.name for option in options.kind.options if option.path}
+    chosen = {n: resolved(value) if n in paths else value for n, value in chosen.items()}
+    spec = RewardSpec(options.kind.name, chosen)
+    if options.kind.by_hand and spec.by_hand != bool(options.map):
         raise SettingError(
-            "paint needs either --map with a painted picture, or labels to paint by itself, "
+            f"{spec.kind} needs either --map with a painted picture, or labels to paint by itself, "
             "e.g. --more Lake --less Tree."
         )
-    maps = [str(path.resolve()) for path in options.map or ()]
-    return {"kind": "paint", "maps": maps, "more": options.more, "less": options.less,
-            "segmenter": options.segmenter}  # fmt: skip
+    return spec
 
 
-def make_reward(reward: dict[str, Any], session: Session | None = None) -> RewardOfStep:
-    """A function from images (B, 3, H, W) and the step's number to maps (B, H, W).
+def read_paint(path: Path, picture: Tensor | None) -> Tensor:
+    """The map (H, W) in the painted picture; an error says which picture it is about.
 
-    session: the run, whose first picture tells paint from a picture with paint on it; without, such
-    a map is not looked at yet.
+    picture: (3, H, W), what it was painted on. Without, a whole picture cannot be told from paint
+    yet, and is let pass.
     """
-    if reward["kind"] == "color":
-        color = ColorReward(reward["color"], reward["sign"])
-        return lambda images, step: color(images)
-    if reward["kind"] == "paint" and reward["maps"]:
-        maps = [read_paint(path, session) for path in reward["maps"]]
-        return lambda images, step: maps[min(step, len(maps) - 1)].expand(len(images), -1, -1)
-    segmenter = Segmenter(reward["segmenter"])
-    if reward["kind"] == "segment":
-        segment = SegmentReward(segmenter, reward["labels"], reward["sign"])
-        return lambda images, step: segment(images)
-    for label in (*reward["more"], *reward["less"]):
-        segmenter.index(label)
-    return lambda images, step: paint_by_label(segmenter, images, reward["more"], reward["less"])
-
-
-def read_paint(path: str, session: Session | None) -> Tensor:
-    """The map (H, W) in the painted picture; an error says which picture it is about."""
-    first = session.history[0].shown[0].permute(2, 0, 1) / 255 if session else None
     try:
-        with Image.open(path) as picture:
-            picture.load()
-        painted = painted_map(picture, first)
+        with Image.open(path) as opened:
+            opened.load()
+        painted = painted_map(opened, picture)
     except RewardError as error:
-        if session is None:
-            return torch.ones(1, 1)  # it may well be paint, once there is a picture to compare with
-        raise RewardError(f"{path!r}: {error}") from error
+        if picture is None:
+            return Tensor()
+        raise RewardError(f"{str(path)!r}: {error}") from error
     except OSError as error:
-        raise SettingError(f"the painted picture {path!r} cannot be read ({error}).") from error
+        raise SettingError(
+            f"the painted picture {str(path)!r} cannot be read ({error})."
+        ) from error
     if not painted.any():
-        raise SettingError(f"nothing is painted on {path!r}; green is more, red is less.")
+        raise SettingError(f"nothing is painted on {str(path)!r}; green is more, red is less.")
     return painted
 
 
-def judge_of(described: dict[str, Any], reward: RewardOfStep, session: Session) -> Reward:
-    """What the curve is drawn from: the reward itself; or, as a painted picture speaks of the first
-    image alone, what it says of pixels that look like those."""
-    if not described.get("maps"):
-        return lambda images: reward(images, 0)
-    first = session.history[0].shown[:1].permute(0, 3, 1, 2) / 255
-    maps = reward(first, 0)
-    return Opinion.none().hear(interpolate(first, maps.shape[1:]), maps)
+def go_on(options: argparse.Namespace) -> int:
+    run, folder = opened(options.run)
+    spec = run.reward
+    if spec is None or (spec.by_hand and not run.painted):
+        raise RunError(f"{folder} was taught nothing yet, and names no reward; begin with one.")
+    if options.epochs is not None:
+        settings = replace(run.settings, epochs=options.epochs)
+        if settings.epochs < run.count:
+            raise SettingError(
+                f"epochs is {settings.epochs}, but this run has {run.count} behind it already."
+            )
+        run = replace(run, settings=settings)
+    judge = None if spec.by_hand else spec.make(Tools(best_device()))
+    model = load_model(options.model or run.model_name)
+    return train(model, replace(run, model_name=resolved(model.name)), judge, folder)
 
 
-def train(model: DiffusionModel, session: Session, described: dict[str, Any], folder: Path) -> int:
-    """Update until the run has its epochs, saving after each; Ctrl-C keeps what was done."""
-    reward = make_reward(described, session)
-    judge = judge_of(described, reward, session)
-    heat: list[Image.Image] = []
+def opened(place: Path) -> tuple[Run, Path]:
+    """The run in a folder or a zip; where a zip was unpacked is said."""
+    run, folder = open_run(place)
+    if folder != place:
+        print(f"Unpacked into {folder}")
+    return run, folder
+
+
+def train(model: DiffusionModel, run: Run, judge: Reward | None, folder: Path) -> int:
+    """Update until the run has its epochs, saving after each; Ctrl-C keeps what was done.
+
+    judge: the run's reward; None where it is painted.
+    """
+    spec, heat = run.reward, list[Image.Image]()
+    assert spec is not None
     try:
-        if not session.step:
-            session = annotate(session, **judged(session, judge))
-        save(session, folder)
-        epochs = session.settings.epochs
-        with tqdm(total=epochs, initial=session.step, unit="update", desc="learning") as bar:
-            while session.step < epochs:
+        if judge is not None:
+            run = scored(run, spec, judge)
+        save_run(run, folder)
+        epochs = run.settings.epochs
+        with tqdm(total=epochs, initial=run.count, unit="update", desc="learning") as bar:
+            while run.count < epochs:
                 started = time.perf_counter()
-                session = watched(generate(model, session), "denoising")
-                images = session.trajectory.images  # type: ignore[union-attr]
-                maps = reward(images, session.step)
+                run = watched(generate(model, run), "denoising")
+                images = run.trajectory.images  # type: ignore[union-attr]
+                maps = judge(images) if judge else painted_now(run).expand(len(images), -1, -1)
                 heat = [heat_map(i, m) for i, m in zip(images, _fit(maps, images), strict=True)]
-                learnt = watched(learn(model, session, maps), "updating")
-                seconds = time.perf_counter() - started
-                session = annotate(learnt, **judged(learnt, judge), seconds=seconds)
-                save(session, folder)
+                taught = watched(teach(model, run, spec, maps, judge), "updating")
+                run = annotate(taught, seconds=time.perf_counter() - started)
+                save_run(run, folder)
                 bar.update()
-                bar.set_postfix_str(f"reward {session.history[-1].metrics['shown_reward']:+.4f}")
+                bar.set_postfix_str(f"reward {run.latest[-1].here:+.4f}")
     except KeyboardInterrupt:
-        save(session, folder)  # it may have come in the middle of this
-        write_results(session, described, folder, heat)
+        save_run(run, folder)  # it may have come in the middle of this
+        write_results(run, folder, heat)
         print(
-            f"\nStopped after update {session.step}; all of it is kept. "
+            f"\nStopped after update {run.count}; all of it is kept. "
             f"Go on with: python -m pxpo resume {folder}"
         )
         return 130
-    write_results(session, described, folder, heat)
-    print(f"Done: {session.step} updates, LoRA and pictures in {folder / 'lora'}")
+    write_results(run, folder, heat)
+    print(f"Done: {run.count} updates, LoRA and pictures in {folder / 'lora'}")
     return 0
 
 
-def judged(session: Session, judge: Reward) -> dict[str, float]:
-    """Mean and deviation over the shown images of their mean reward."""
-    shown = session.history[-1].shown.permute(0, 3, 1, 2) / 255
-    rewards = judge(shown).mean((1, 2))
-    return {"shown_reward": rewards.mean().item(), "shown_std": rewards.std(correction=0).item()}
+def painted_now(run: Run) -> Tensor:
+    """The map (H, W) of the next update."""
+    return run.painted[min(run.count, len(run.painted) - 1)]
 
 
 def _fit(maps: Tensor, images: Tensor) -> Tensor:
     return interpolate(maps[:, None], images.shape[2:])[:, 0]
 
 
-def write_results(
-    session: Session, described: dict[str, Any], folder: Path, heat: list[Image.Image]
-) -> None:
+def write_results(run: Run, folder: Path, heat: list[Image.Image]) -> None:
     """The numbers, the newest images under their reward, and the LoRA in a folder of its own."""
-    lines = [
-        json.dumps({"step": step, **snapshot.metrics})
-        for step, snapshot in enumerate(session.history)
-    ]
+    lines = []
+    for number, update in enumerate(run.updates):
+        record = update.as_dict()
+        reward = update.reward and update.reward.name
+        numbers = {"update": number, "reward_name": reward, **record["metrics"]}
+        lines.append(json.dumps({**numbers, "scores": record["scores"]}))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     if heat:
         strip([heat[:8]], [""] * len(heat[:8])).save(folder / "heat.png")
-    write_lora_folder(session, described, folder)
+    write_folder(run, folder / "lora")
 
 
-def write_lora_folder(
-    session: Session, described: dict[str, Any], folder: Path, **card: Any
-) -> Path:
-    """`folder`/lora: the LoRA, its model card, and the pictures that the paper shows of a run."""
-    metrics = [snapshot.metrics for snapshot in session.history]
-    curve = {
-        "same noise at every step": (
-            [numbers["shown_reward"] for numbers in metrics],
-            [numbers["shown_std"] for numbers in metrics],
-        ),
-    }
-    figure = reward_curve(curve, session.settings.prompt, "update")
-    reward = in_words(described)
-    return write_folder(session, folder / "lora", reward=reward, curve=figure, **card)
-
-
-def in_words(described: dict[str, Any]) -> str:
-    """The reward for people."""
-    if described["kind"] == "paint":
-        if described["maps"]:
-            return "painted by hand"
-        wishes = {"more": described["more"], "less": described["less"]}
-        return "painted by a segmenter, " + " and ".join(
-            f"{word} {', '.join(labels)}" for word, labels in wishes.items() if labels
-        )
-    what = described["color"] if described["kind"] == "color" else ", ".join(described["labels"])
-    return f"{'more' if described['sign'] > 0 else 'less'} {what}"
+def pack_run(options: argparse.Namespace) -> int:
+    run, folder = opened(options.run)
+    write_folder(run, folder / "lora")
+    whole = folder.resolve()
+    archive = pack(whole, whole.with_name(f"{whole.name}.zip"))
+    print(f"Packed into {archive}")
+    return 0
 
 
 def push_run(options: argparse.Namespace) -> int:
     """Write the run's LoRA folder for its repository, and push it."""
-    session, described = resume(options.run), read_config(options.run)["reward"]
-    folder = write_lora_folder(
-        session, described, options.run, repo=options.repo, with_base=options.with_base
-    )
-    base = session.model_name if options.with_base and not base_of(session.model_name).hub else None
-    work = push(folder, options.repo, private=options.private, base=base)
+    run, folder = opened(options.run)
+    lora = write_folder(run, folder / "lora", repo=options.repo, with_base=options.with_base)
+    base = run.model_name if options.with_base and not base_of(run.model_name).hub else None
+    work = push(lora, options.repo, private=options.private, base=base)
     address = watched(work, "pushing")
     print(f"Pushed to {address}")
     return 0
-
-
-def free_folder(experiment: str) -> Path:
-    names = (Path("runs") / f"{experiment}-{number}" for number in itertools.count(1))
-    return next(name for name in names if not name.exists())
 
 
 def watched(work: Generator[Progress, None, Result], name: str) -> Result:

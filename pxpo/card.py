@@ -2,7 +2,7 @@
 
 pytorch_lora_weights.safetensors   what was learnt, in diffusers' format
 README.md                          the model card, with the code that loads it
-run.json                           settings, metrics, versions
+run.json                           each update's reward, settings and numbers; versions
 before.png, after.png, strip.png, reward.png
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from .embedded import TINY_WORLD
 from .lora import save_lora
-from .plots import evolution, to_picture
-from .session import Session, shown_noise
+from .plots import evolution, reward_curve, to_picture
+from .run import Run, Update, shown_noise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,15 +36,15 @@ LICENSES = {
 TEXT = """
 # {title}
 
-A LoRA of {base} taught by feedback that says *where*: {steps} updates of pixel-wise reinforcement
+A LoRA of {base} taught by feedback that says *where*: {count} updates of pixel-wise reinforcement
 learning (PXPO, [arXiv 2404.04356](https://arxiv.org/abs/2404.04356)) on the prompt
-*{prompt}*.{reward}
+*{prompt}*. The reward: {rewards}.
 
 | before | after |
 |---|---|
 | ![before](before.png) | ![after](after.png) |
 
-![One column a step, one row a seed](strip.png)
+![One column an update, one row a seed](strip.png)
 {curve}
 ## Use it
 
@@ -53,7 +54,13 @@ learning (PXPO, [arXiv 2404.04356](https://arxiv.org/abs/2404.04356)) on the pro
 
 This is `after.png`, on the machine that made it bit for bit if the UNet ran in float32.{where}
 
-## Settings
+## What taught it
+
+| updates | reward | settings of these updates alone |
+|---|---|---|
+{taught}
+
+Settings of all updates:
 
 | | |
 |---|---|
@@ -87,45 +94,72 @@ def base_of(model_name: str) -> Base:
     return Base(model_name, LICENSES.get(model_name, "other"), hub=True)
 
 
-def write_folder(
-    session: Session,
-    folder: Path,
-    *,
-    repo: str = "",
-    reward: str = "",
-    curve: Figure | None = None,
-    with_base: bool = False,
-) -> Path:
+def write_folder(run: Run, folder: Path, *, repo: str = "", with_base: bool = False) -> Path:
     """Write everything into `folder`, a new one or one that an earlier call wrote.
 
-    repo: the Hub id it will have, for the card's code; the folder's own path when empty. reward:
-    what was rewarded, in words. with_base: the card's code takes the base from beside the LoRA,
-    where `push` puts it.
+    repo: the Hub id it will have, for the card's code; the folder's own path when empty.
+    with_base: the card's code takes the base from beside the LoRA, where `push` puts it.
     """
     folder = Path(folder)
-    save_lora(session.lora, folder)
-    for name, snapshot in (("before", session.history[0]), ("after", session.history[-1])):
-        to_picture(snapshot.shown[0]).save(folder / f"{name}.png")
-    evolution([snapshot.shown for snapshot in session.history]).save(folder / "strip.png")
+    save_lora(run.lora, folder)
+    for name, update in (("before", run.updates[0]), ("after", run.updates[-1])):
+        to_picture(update.shown[0]).save(folder / f"{name}.png")
+    evolution([update.shown for update in run.updates]).save(folder / "strip.png")
+    curve = score_curve(run)
     if curve:
         curve.savefig(folder / "reward.png")
     record = {
-        "base": base_of(session.model_name).name,
-        "settings": session.settings.as_dict(),
-        "shown_seeds": [noise.start for noise in shown_noise(session.settings)],
-        "metrics": [snapshot.metrics for snapshot in session.history],
+        "base": base_of(run.model_name).name,
+        "updates": [update.as_dict() for update in run.updates],
+        "shown_seeds": [noise.start for noise in shown_noise(run.settings)],
         "versions": {name: version(name) for name in ("diffusers", "peft", "torch")},
     }
     (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
-    card = _card(session, folder, repo, reward, bool(curve), with_base)
+    card = _card(run, folder, repo, bool(curve), with_base)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 
-def _card(
-    session: Session, folder: Path, repo: str, reward: str, curve: bool, with_base: bool
-) -> str:
-    settings, base = session.settings, base_of(session.model_name)
+def score_curve(run: Run) -> Figure | None:
+    """The last reward by update, on this seed and on held-out ones; None before the first one."""
+    scores = run.latest
+    if len(scores) < 2:
+        return None
+    lines = {"this seed": ([one.here for one in scores], [0.0] * len(scores))}
+    if scores[0].held_out is not None:
+        means = [one.held_out or 0.0 for one in scores]
+        lines["held-out seeds"] = means, [one.held_out_std or 0.0 for one in scores]
+    return reward_curve(lines, f"Reward: {run.reward.name if run.reward else ''}")
+
+
+def _name_of(update: Update) -> str:
+    return update.reward.name if update.reward else "maps from Python"
+
+
+def _common(run: Run) -> dict[str, Any]:
+    """The settings that all updates had."""
+    first, *others = [update.settings.as_dict() for update in run.updates[1:] or run.updates]
+    return {name: v for name, v in first.items() if all(one[name] == v for one in others)}
+
+
+def _taught(run: Run) -> list[str]:
+    """A row of the card's table for each stretch of updates that were taught alike."""
+    common, rows, number = _common(run), [], 1
+    for (name, own), alike in groupby(
+        run.updates[1:],
+        lambda one: (
+            _name_of(one), {k: v for k, v in one.settings.as_dict().items() if k not in common},
+        ),
+    ):  # fmt: skip
+        last = number + len(list(alike)) - 1
+        updates = f"{number}" if last == number else f"{number} to {last}"
+        rows.append(f"| {updates} | {name} | {', '.join(f'{k} `{v}`' for k, v in own.items())} |")
+        number = last + 1
+    return rows
+
+
+def _card(run: Run, folder: Path, repo: str, curve: bool, with_base: bool) -> str:
+    settings, base = run.settings, base_of(run.model_name)
     adapter = {"base_model": base.name, "base_model_relation": "adapter"} if base.hub else {}
     about: dict[str, Any] = {
         **adapter,
@@ -139,16 +173,18 @@ def _card(
         instance_prompt=settings.prompt,
         **about,
     )
+    rewards = dict.fromkeys(_name_of(update) for update in run.updates[1:])
     text = TEXT.format(
         title=repo.split("/")[-1] or folder.resolve().name,
         base=f"[{base.name}](https://huggingface.co/{base.name})" if base.hub else base.name,
-        steps=session.step,
+        count=run.count,
         prompt=settings.prompt,
-        reward=f" The reward: {reward}." if reward else "",
-        curve="\n![The reward by step, ± over images](reward.png)\n" if curve else "",
-        code=_code(session, repo or str(folder), base, with_base),
+        rewards="; ".join(rewards) or "none yet",
+        curve="\n![The reward by update, ± over images](reward.png)\n" if curve else "",
+        code=_code(run, repo or str(folder), base, with_base),
         where="" if base.hub or with_base else ELSEWHERE.format(base=base.name),
-        settings="\n".join(f"| {name} | `{value}` |" for name, value in settings.as_dict().items()),
+        taught="\n".join(_taught(run)),
+        settings="\n".join(f"| {name} | `{value}` |" for name, value in _common(run).items()),
         seed=settings.seed,
         diffusers=version("diffusers"),
         torch=version("torch"),
@@ -156,11 +192,11 @@ def _card(
     return f"---\n{data.to_yaml()}\n---\n{text}"
 
 
-def _code(session: Session, repo: str, base: Base, with_base: bool) -> str:
+def _code(run: Run, repo: str, base: Base, with_base: bool) -> str:
     """What the card shows: a stock pipeline that makes after.png."""
-    settings = session.settings
+    settings = run.settings
     fetch = f"folder = snapshot_download({repo!r})\n" if with_base and not base.hub else ""
-    base_code = 'f"{folder}/base"' if fetch else repr(session.model_name)
+    base_code = 'f"{folder}/base"' if fetch else repr(run.model_name)
     lines = [
         "import torch",
         "from diffusers import DDIMScheduler, StableDiffusionPipeline",

@@ -71,17 +71,20 @@ def strip(
 
 
 def evolution(shown: Sequence[Tensor], *, columns: int = 8, rows: int = 4) -> Image.Image:
-    """The strip of a run: `shown` holds (K, H, W, 3) uint8 for each step, on the same noise."""
+    """The strip of a run: `shown` holds (K, H, W, 3) uint8 for each update, on the same noise."""
     last = len(shown) - 1
-    steps = sorted({round(i * last / (columns - 1)) for i in range(columns)})
+    updates = sorted({round(i * last / (columns - 1)) for i in range(columns)})
     pictures = [
-        [to_picture(shown[step][row]) for step in steps] for row in range(min(rows, len(shown[0])))
+        [to_picture(shown[update][row]) for update in updates]
+        for row in range(min(rows, len(shown[0])))
     ]
-    return strip(pictures, [f"step {step}" for step in steps])
+    return strip(pictures, [f"update {update}" for update in updates])
 
 
 def reward_curve(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str = "", of: str = "step"
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    title: str = "",
+    of: str = "update",
 ) -> Figure:
     """Mean reward against updates, one line per name: (means, standard deviations over images)."""
     import matplotlib.figure  # here, as it would be a twentieth of the app's start

@@ -2,9 +2,9 @@
 
     studio = Studio(model, segmenter, Path("runs/studio"))
     run = finish(studio.start(prompt="nature landscape", seed=3))
-    run = finish(studio.step(run.id, Wish("paint"), paint=picture))
+    run = finish(studio.step(run.id, RewardSpec("paint"), paint=picture))
 
-A run is on disk after every step, so Stop, a closed tab or a crash loses at most the step under
+A run is on disk after every update, so Stop, a closed tab or a crash loses at most the update under
 way; the runs last used are in memory as well. There is one model, so one piece of work runs at a
 time: where many people call, all that computes goes through `studio.thread`.
 """
@@ -13,112 +13,36 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import re
 import secrets
 import shutil
 import threading
-import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file
-from safetensors.torch import save as safetensors
-from torch import Tensor
-from torch.nn.functional import interpolate
 
-from .card import base_of, write_folder
+from .card import base_of, score_curve, write_folder
 from .config import PAINTED, Settings, settings_for
+from .embedded import TINY_SEGMENTER
 from .errors import RunError
 from .hub import push
 from .lora import FILE_NAME, Lora, check_fits
 from .models import DiffusionModel
-from .plots import heat_map, reward_curve
-from .rewards import (
-    ColorReward,
-    Opinion,
-    Reward,
-    Segmenter,
-    SegmentReward,
-    paint_layer,
-    painted_map,
-)
+from .plots import heat_map
+from .rewards import RewardSpec, Segmenter, Tools, painted_map
 from .rollout import Progress
-from .session import Session, back, generate, learn, new_session, resume, save, write_whole
+from .run import Run, back, begin, generate, resolved, teach
+from .store import load_run, pack, save_run, unpack
 
 MOST_BEGUN = 16  # beginnings in memory
-SHOWN = 3  # images on fixed noise after each step: this seed's, and two held-out ones
-MOST_STEPS = 100  # steps of one run
+SHOWN = 3  # images on fixed noise after each update: this seed's, and two held-out ones
+MOST_UPDATES = 100  # of one run
 IN_MEMORY = 8  # runs
-PAGE = "page.safetensors"
-FILES = re.compile(rf"run\.json|{re.escape(PAGE)}|steps/[\w.-]+\.safetensors")
-
-
-@dataclass(frozen=True)
-class Wish:
-    """Where a step's reward comes from: kind "paint", "color" or "segment"; more of it, or less."""
-
-    kind: str = "paint"
-    color: str = "blue"
-    labels: Sequence[str] = ("Hair",)
-    more: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", tuple(label.strip() for label in self.labels))
-
-    @property
-    def name(self) -> str:
-        if self.kind == "paint":
-            return "painted"
-        what = self.color if self.kind == "color" else ", ".join(self.labels)
-        return f"{'more' if self.more else 'less'} {what}"
-
-
-@dataclass(frozen=True)
-class Score:
-    """A reward's mean over the shown image of this seed, and over those of held-out seeds."""
-
-    here: float
-    held_out: float
-    held_out_std: float
-
-
-@dataclass(frozen=True)
-class Run:
-    """A person's run: the session, and what their page shows besides.
-
-    session.trajectory holds the picture to paint on. paint: (H, W, 4) uint8, last learnt from.
-    scores: by Wish.name, one for each step from 0 on.
-    """
-
-    id: str
-    session: Session
-    opinion: Opinion
-    scores: dict[str, tuple[Score, ...]]
-    wish: Wish | None = None
-    paint: Tensor | None = None
-
-    @property
-    def step(self) -> int:
-        return self.session.step
-
-    @property
-    def latest(self) -> tuple[Score, ...]:
-        """The scores of the last wish, one for each step; none before the first step."""
-        return self.scores[self.wish.name] if self.wish else ()
-
-    @property
-    def picture(self) -> Tensor:
-        """(3, H, W) in [0, 1]: the picture to judge next."""
-        assert self.session.trajectory is not None
-        return self.session.trajectory.images[0]
 
 
 class ModelThread:
@@ -181,95 +105,68 @@ class Studio:
         thread: ModelThread | None = None,
     ) -> None:  # fmt: skip
         self.model, self.segmenter, self.folder = model, segmenter, Path(folder)
+        self.tools = Tools(str(model.device), segmenter)
         self.most_bytes, self.thread = most_bytes, thread or ModelThread()
         self._recent: OrderedDict[str, Run] = OrderedDict()
-        self._begun: dict[Settings, Session] = {}
+        self._begun: dict[Settings, Run] = {}
         self._lock = threading.Lock()
 
     def start(self, *, lora: Lora | None = None, **settings: Any) -> Generator[Progress, None, Run]:
-        """A new run, with any of the settings of a painted one."""
-        session = yield from self._begin(lora, **settings)
-        return self._keep(Run(secrets.token_urlsafe(12), session, Opinion.none(), {}))
+        """A new run, with any of the settings of a painted one.
 
-    def _begin(
-        self, lora: Lora | None = None, **settings: Any
-    ) -> Generator[Progress, None, Session]:
-        """A run's beginning; that of an example, which many begin with, is made once."""
+        The beginning of an example, which many begin with, is made once.
+        """
         chosen = settings_for("paint", **{**PAINTED, "shown": SHOWN, **settings})
-        if lora is None and chosen in self._begun:
-            return self._begun[chosen]
-        session = yield from new_session(self.model, chosen, lora)
-        session = yield from generate(self.model, session)
+        run = self._begun.get(chosen) if lora is None else None
+        if run is None:
+            run = yield from begin(self.model, chosen, lora)
         if lora is None:
-            self._begun[chosen] = session
+            self._begun[chosen] = run
             if len(self._begun) > MOST_BEGUN:
                 self._begun.pop(next(iter(self._begun)))
-        return session
+        return self._keep(replace(run, id=secrets.token_urlsafe(12)))
 
     def step(
-        self, run_id: str, wish: Wish, paint: Image.Image | None = None, **settings: Any
+        self, run_id: str, reward: RewardSpec, paint: Image.Image | None = None, **settings: Any
     ) -> Generator[Progress, None, Run]:
         """One update from painting on the run's picture, or from a reward on images of its own.
 
-        settings: learning_rate, images or any other that may change between two steps. Closing
+        settings: learning_rate, images or any other that may change between two updates. Closing
         the generator, or an error, leaves the run as it was.
         """
         run = self.run(run_id)
-        if run.step >= MOST_STEPS:
+        if run.count >= MOST_UPDATES:
             raise RunError(
-                f"this run has {run.step} steps, the most there can be; download it, or start anew."
+                f"this run has {run.count} updates, the most there can be; download it, or start "
+                "anew."
             )
-        painting = run.session.settings
-        session = replace(run.session, settings=self._settings(painting, wish.kind, settings))
-        if wish.kind == "paint":
-            if paint is None or not (maps := painted_map(paint, run.picture)[None]).any():
+        settled = replace(run, settings=self._settings(run.settings, reward, settings))
+        if reward.by_hand:
+            maps = None if paint is None else painted_map(paint, run.picture)
+            if maps is None or not maps.any():
                 raise RunError("nothing is painted; paint + (green) or − (red) first.")
-            judge: Reward = run.opinion.hear(interpolate(run.picture[None], maps.shape[1:]), maps)
+            settled = replace(settled, painted=(maps,))
+            settled = yield from generate(self.model, settled)
+            run = yield from teach(self.model, settled, reward, maps[None])
         else:
-            judge = self.reward(wish)
-            session = yield from generate(self.model, replace(session, trajectory=None))
-            maps = judge(session.trajectory.images)  # type: ignore[union-attr]
-        session = yield from learn(self.model, session, maps)
-        session = yield from generate(self.model, replace(session, settings=painting))
-        known = () if wish.kind == "paint" else run.scores.get(wish.name, ())
-        new = [_score(judge, snapshot.shown) for snapshot in session.history[len(known) :]]
-        run = replace(
-            run, session=session, wish=wish, scores={**run.scores, wish.name: (*known, *new)}
-        )
-        if isinstance(judge, Opinion):
-            run = replace(run, opinion=judge, paint=paint_layer(maps[0]))
+            judge = reward.make(self.tools)
+            settled = yield from generate(self.model, replace(settled, trajectory=None))
+            maps = judge(settled.trajectory.images)  # type: ignore[union-attr]
+            run = yield from teach(self.model, settled, self._named(reward), maps, judge)
         return self._keep(run)
 
-    def back(self, run_id: str, step: int) -> Generator[Progress, None, Run]:
-        """The run as it was after `step` steps: weights, optimizer, pictures, randomness."""
-        run = self.run(run_id)
-        session = yield from generate(self.model, back(run.session, step))
-        scores = {name: known[: step + 1] for name, known in run.scores.items()}
-        return self._keep(replace(run, session=session, scores=scores))
+    def back(self, run_id: str, count: int) -> Generator[Progress, None, Run]:
+        """The run as it was after `count` updates: weights, optimizer, pictures, randomness."""
+        yield from ()
+        return self._keep(back(self.run(run_id), count))
 
-    def reward(self, wish: Wish) -> Reward:
-        """The reward of an automatic wish; RewardError for an unknown colour or label."""
-        sign = 1 if wish.more else -1
-        if wish.kind == "color":
-            return ColorReward(wish.color, sign)
-        return SegmentReward(self.segmenter, wish.labels, sign)
-
-    def heat(self, run: Run, wish: Wish) -> Image.Image:
-        """What an automatic wish says of the run's picture, laid over it."""
-        return heat_map(run.picture, self.reward(wish)(run.picture[None])[0])
+    def heat(self, run: Run, reward: RewardSpec) -> Image.Image:
+        """What a reward that is computed says of the run's picture, laid over it."""
+        return heat_map(run.picture, reward.make(self.tools)(run.picture[None])[0])
 
     def curve(self, run: Run) -> Any:
-        """The figure of the last wish's reward by step, None before the first one."""
-        if len(run.latest) < 2:
-            return None
-        lines = {
-            "this seed": ([s.here for s in run.latest], [0.0] * len(run.latest)),
-            "held-out seeds": (
-                [s.held_out for s in run.latest],
-                [s.held_out_std for s in run.latest],
-            ),
-        }
-        return reward_curve(lines, f"Reward: {run.wish.name if run.wish else ''}")
+        """The figure of the last reward by update, None before the first one."""
+        return score_curve(run)
 
     def run(self, run_id: str) -> Run:
         """The run of this name; RunError when there is none (any more)."""
@@ -280,7 +177,7 @@ class Studio:
         folder = self._folder(run_id)
         if not (folder / "run.json").exists():
             raise RunError("this run is no longer kept here; start a new one, or upload it.")
-        return self._remember(self._read(run_id, folder))
+        return self._remember(self._read(run_id))
 
     def forget(self, run_id: str) -> None:
         """Free the memory of a run; it stays on disk."""
@@ -289,9 +186,7 @@ class Studio:
 
     def lora_folder(self, run_id: str, **card: Any) -> Path:
         """The run's LoRA in a folder that stands by itself; `card` as `write_folder` takes it."""
-        run, folder = self.run(run_id), self._folder(run_id) / "lora"
-        reward = run.wish.name if run.wish else ""
-        return write_folder(run.session, folder, reward=reward, curve=self.curve(run), **card)
+        return write_folder(self.run(run_id), self._folder(run_id) / "lora", **card)
 
     def lora_file(self, run_id: str) -> Path:
         """The run's LoRA as a file that any diffusers pipeline loads."""
@@ -309,55 +204,41 @@ class Studio:
         return (yield from push(folder, repo, token=token, private=private, base=base))
 
     def archive(self, run_id: str) -> Path:
-        """The whole run as a .zip that `admit` takes in again."""
+        """The whole run as a .zip, for `admit` and for the command line."""
         self.lora_folder(run_id)
         folder = self._folder(run_id)
-        archive = folder / "pxpo-run.zip"
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-            for file in sorted(folder.rglob("*")):
-                name = file.relative_to(folder).as_posix()
-                if file.is_file() and (FILES.fullmatch(name) or file.parent == folder / "lora"):
-                    packed.write(file, name)
-        return archive
+        return pack(folder, folder / "pxpo-run.zip")
 
     def admit(self, archive: Path) -> Run:
-        """Take in a run that `archive` wrote, under a new name. RunError for anything else."""
+        """Take in a zip of a run, by `archive` or the command line's pack, under a new name.
+
+        Raises RunError for anything else, LoraError for a LoRA that does not fit.
+        """
         run_id = secrets.token_urlsafe(12)
         folder = self._folder(run_id)
         try:
-            with zipfile.ZipFile(archive) as packed:
-                wanted = [i for i in packed.infolist() if FILES.fullmatch(i.filename)]
-                size = sum(info.file_size for info in wanted)
-                if size > self.most_bytes / 2:
-                    raise RunError(
-                        f"the run is {size / 1e9:.1f} GB; the most that is taken in here is "
-                        f"{self.most_bytes / 2e9:.1f} GB."
-                    )
-                for info in wanted:
-                    packed.extract(info, folder)
-            record = json.loads((folder / "run.json").read_text())
-            named = [*record["steps"], *filter(None, [record["trajectory"]])]
-            if not all(FILES.fullmatch(name) for name in named):
-                raise RunError("its run.json names files outside of the run.")
-            run = self._read(run_id, folder)
-            for snapshot in run.session.history:
-                check_fits(self.model, snapshot.lora)
-            return self._remember(run)
-        except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise RunError(
-                f"{Path(archive).name!r} is not a run that was downloaded here ({error})."
-            ) from error
+            unpack(archive, folder, self.most_bytes / 2)
+            run = self._read(run_id)
+            for update in run.updates:
+                check_fits(self.model, update.lora)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        return self._remember(run)
 
-    def _settings(self, session: Settings, kind: str, changes: dict[str, Any]) -> Settings:
-        """Those of `kind`'s experiment, for this run's prompt, seed and way of sampling."""
+    def _settings(self, last: Settings, reward: RewardSpec, changes: dict[str, Any]) -> Settings:
+        """Those of the reward's experiment, for this run's prompt, seed and way of sampling."""
         fixed = ("prompt", "seed", "steps", "guidance_scale", "eta", "rank", "shown")
-        preset = {name: getattr(session, name) for name in fixed}
-        preset |= PAINTED if kind == "paint" else {}
-        return settings_for(kind, **{**preset, **changes})
+        preset = {name: getattr(last, name) for name in fixed}
+        preset |= PAINTED if reward.by_hand else {}
+        return settings_for(reward.declared.experiment, **{**preset, **changes})
+
+    def _named(self, reward: RewardSpec) -> RewardSpec:
+        """The reward with the name of the segmenter here, so that another place takes the same."""
+        here = resolved(self.segmenter.name)
+        if "segmenter" not in reward.options or Path(here) == TINY_SEGMENTER:
+            return reward
+        return reward.changed(segmenter=here)
 
     def _folder(self, run_id: str) -> Path:
         if not re.fullmatch(r"[\w-]{16}", run_id):
@@ -365,13 +246,7 @@ class Studio:
         return self.folder / run_id
 
     def _keep(self, run: Run) -> Run:
-        folder = self._folder(run.id)
-        save(run.session, folder)
-        tensors = {"totals": run.opinion.totals, "counts": run.opinion.counts}
-        tensors |= {} if run.paint is None else {"paint": run.paint}
-        scores = {name: [asdict(score) for score in known] for name, known in run.scores.items()}
-        page = {"scores": scores, "wish": run.wish and asdict(run.wish)}
-        write_whole(folder / PAGE, safetensors(tensors, {"page": json.dumps(page)}))
+        save_run(run, self._folder(run.id))
         self._make_room(run.id)
         return self._remember(run)
 
@@ -398,35 +273,19 @@ class Studio:
                 shutil.rmtree(folder, ignore_errors=True)
                 total -= sizes[folder]
 
-    def _read(self, run_id: str, folder: Path) -> Run:
-        session = resume(folder)
-        named, here = _placeless(session.model_name), _placeless(self.model.name)
+    def _read(self, run_id: str) -> Run:
+        run = load_run(self._folder(run_id))
+        model = resolved(self.model.name)
+        named, here = _placeless(run.model_name), _placeless(model)
         if named != here:
             raise RunError(
                 f"this run is of the model {named!r}, and here is {here!r}; open it where its "
                 "model runs."
             )
-        session = replace(session, model_name=self.model.name)  # never a folder that it names
-        with safe_open(folder / PAGE, "pt") as file:
-            page = json.loads(file.metadata()["page"])
-        tensors = load_file(folder / PAGE)
-        scores = {
-            name: tuple(Score(**score) for score in known[: session.step + 1])
-            for name, known in page["scores"].items()
-        }
-        opinion = Opinion(tensors["totals"], tensors["counts"])
-        wish = page["wish"] and Wish(**page["wish"])
-        return Run(run_id, session, opinion, scores, wish, tensors.get("paint"))
+        return replace(run, id=run_id, model_name=model)  # never a folder that it names
 
 
 def _placeless(model_name: str) -> str:
     """A model's name; of a folder's path the last part, as the rest differs between machines."""
     path = PureWindowsPath(model_name)  # which knows both kinds of slashes
     return path.name if path.root else model_name
-
-
-def _score(reward: Reward, shown: Tensor) -> Score:
-    """shown: (K, H, W, 3) uint8, this seed's image first."""
-    here, *others = reward(shown.permute(0, 3, 1, 2) / 255).mean((1, 2))
-    held_out = torch.stack(others)
-    return Score(here.item(), held_out.mean().item(), held_out.std(correction=0).item())

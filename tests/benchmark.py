@@ -29,10 +29,10 @@ sys.path.insert(0, str(ROOT))
 from pxpo import (  # noqa: E402
     DiffusionModel,
     Noise,
+    begin,
     finish,
     learn,
     load_model,
-    new_session,
     painted_map,
     rollout,
     settings_for,
@@ -100,12 +100,12 @@ def step_on(page: Any, number: int) -> None:
 
 def updates(model: DiffusionModel, count: int) -> list[float]:
     """Seconds of each update from a painted picture, the next picture included."""
-    session = finish(new_session(model, settings_for("paint", **PAINTED, shown=1)))
+    run = finish(begin(model, settings_for("paint", **PAINTED, shown=1)))
     maps = painted_map(Image.open(PAINT))[None]
     times = []
     for _ in range(count):
         started = time.perf_counter()
-        session = finish(learn(model, session, maps))
+        run = finish(learn(model, run, maps))
         times.append(time.perf_counter() - started)
     return times
 

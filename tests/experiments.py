@@ -24,17 +24,17 @@ from pxpo import (  # noqa: E402
     DiffusionModel,
     Lora,
     Noise,
+    Run,
     Segmenter,
     SegmentReward,
-    Session,
     Settings,
     adapter,
+    begin,
     finish,
     generate,
     learn,
     load_model,
     new_lora,
-    new_session,
     paint_by_label,
     rollout,
     settings_for,
@@ -71,17 +71,17 @@ def spread_of_color(segmenter: Segmenter, images: Tensor, label: str) -> float:
     return means.std(0).mean().item() if len(means) > 1 else 0.0
 
 
-def run(model: DiffusionModel, settings: Settings, reward, epochs: int | None = None) -> Session:  # noqa: ANN001
-    session = finish(new_session(model, settings))
+def train(model: DiffusionModel, settings: Settings, reward, epochs: int | None = None) -> Run:  # noqa: ANN001
+    run = finish(begin(model, settings))
     for _ in range(epochs or settings.epochs):
-        session = finish(generate(model, session))
-        session = finish(learn(model, session, reward(session.trajectory.images)))
-    return session
+        run = finish(generate(model, run))
+        run = finish(learn(model, run, reward(run.trajectory.images)))
+    return run
 
 
 def color(model: DiffusionModel, segmenter: Segmenter, settings: Settings, before: Tensor) -> dict:
-    session = run(model, settings, ColorReward("blue"))
-    after = sample(model, session.lora, settings, held_out(before))
+    run = train(model, settings, ColorReward("blue"))
+    after = sample(model, run.lora, settings, held_out(before))
     had, has = (area(segmenter, images, "Taxi") > 0.02 for images in (before, after))
     blue = [images[:, 2].mean((1, 2)) for images in (before, after)]
     figures = {
@@ -91,13 +91,13 @@ def color(model: DiffusionModel, segmenter: Segmenter, settings: Settings, befor
         "taxi_kept": round((had & has).sum().item() / max(had.sum().item(), 1), 3),
         "had_taxi": had.float().mean().item(),
     }
-    return {"figures": figures, "session": session, "before": before, "after": after}
+    return {"figures": figures, "run": run, "before": before, "after": after}
 
 
 def hair(model: DiffusionModel, segmenter: Segmenter, settings: Settings, before: Tensor) -> dict:
     reward = SegmentReward(segmenter, ["Hair"])
-    session = run(model, settings, reward)
-    after = sample(model, session.lora, settings, held_out(before))
+    run = train(model, settings, reward)
+    after = sample(model, run.lora, settings, held_out(before))
     rewards = [reward(images).mean((1, 2)) for images in (before, after)]
     had, has = (area(segmenter, images, "Face") > 0.03 for images in (before, after))
     spread = {
@@ -114,21 +114,21 @@ def hair(model: DiffusionModel, segmenter: Segmenter, settings: Settings, before
             spread["Upper-clothes"][1] / max(spread["Upper-clothes"][0], 1e-9), 3
         ),
     }
-    return {"figures": figures, "session": session, "before": before, "after": after}
+    return {"figures": figures, "run": run, "before": before, "after": after}
 
 
 def paint(
     model: DiffusionModel, segmenter: Segmenter, settings: Settings, before: Tensor,
     more: str, less: str,
 ) -> dict:  # fmt: skip
-    session = run(model, settings, lambda images: paint_by_label(segmenter, images, [more], [less]))
+    run = train(model, settings, lambda images: paint_by_label(segmenter, images, [more], [less]))
     own = range(settings.seed, settings.seed + 1)
     pictures = {
         "own": [
-            sample(model, snapshot.lora, settings, own)
-            for snapshot in (session.history[0], session.history[-1])
+            sample(model, update.lora, settings, own)
+            for update in (run.updates[0], run.updates[-1])
         ],
-        "held_out": [before, sample(model, session.lora, settings, held_out(before))],
+        "held_out": [before, sample(model, run.lora, settings, held_out(before))],
     }
     figures = {}
     for where, images in pictures.items():
@@ -142,7 +142,7 @@ def paint(
     }
     return {
         "figures": figures,
-        "session": session,
+        "run": run,
         "before": before,
         "after": pictures["held_out"][1],
     }
@@ -150,12 +150,11 @@ def paint(
 
 def stays(model: DiffusionModel, segmenter: Segmenter, settings: Settings) -> dict:
     """As on the page: paint on the first picture that stays, lake green and trees red."""
-    first = finish(new_session(model, settings)).trajectory.images
+    first = finish(begin(model, settings)).trajectory.images
     painted = paint_by_label(segmenter, first, ["Lake"], ["Tree"])
-    session = run(model, settings, lambda images: painted)
+    run = train(model, settings, lambda images: painted)
     images = [
-        snapshot.shown.permute(0, 3, 1, 2) / 255
-        for snapshot in (session.history[0], session.history[-1])
+        update.shown.permute(0, 3, 1, 2) / 255 for update in (run.updates[0], run.updates[-1])
     ]
     change = (images[1] - images[0]).abs().mean(1)
     figures = {
@@ -164,7 +163,7 @@ def stays(model: DiffusionModel, segmenter: Segmenter, settings: Settings) -> di
     }
     figures["change_in_paint"] = round(change[painted != 0].mean().item(), 4)
     figures["change_outside"] = round(change[painted == 0].mean().item(), 4)
-    return {"figures": figures, "session": session, "before": images[0], "after": images[1]}
+    return {"figures": figures, "run": run, "before": images[0], "after": images[1]}
 
 
 def main() -> None:
@@ -211,15 +210,15 @@ def main() -> None:
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
             name = f"{options.experiment}-{seed}" + "".join(f"-{x}" for x in options.set)
-            history = result["session"].history
-            steps = sorted({round(i * (len(history) - 1) / 7) for i in range(8)})
+            updates = result["run"].updates
+            counts = sorted({round(i * (len(updates) - 1) / 7) for i in range(8)})
             rows = [
-                [to_picture(history[step].shown[0]) for step in steps],
+                [to_picture(updates[count].shown[0]) for count in counts],
                 [to_picture(image) for image in result["before"][:8]],
                 [to_picture(image) for image in result["after"][:8]],
             ]
             names = ["this seed", "others before", "others after"]
-            sheet = strip(rows, [f"step {step}" for step in steps], names)
+            sheet = strip(rows, [f"update {count}" for count in counts], names)
             sheet.save(options.out / f"{name}.png")
 
 

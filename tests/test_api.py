@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from pxpo import load_model
 from pxpo.errors import DivergedError, PxpoError
 from pxpo.rewards import painted_map
-from pxpo.session import learn
+from pxpo.run import teach
 from pxpo.studio import ModelThread, Studio
 
 gradio_client = pytest.importorskip("gradio_client")
@@ -68,7 +68,8 @@ def test_the_verbs_are_named_typed_and_documented(client):
     assert set(endpoints) == {"/generate", "/step", "/run", "/back", "/export"}
     parameters = {p["parameter_name"]: p for p in endpoints["/step"]["parameters"]}
     assert list(parameters) == [
-        "run_id", "reward", "paint", "color", "labels", "want", "learning_rate", "images"
+        "run_id", "reward", "paint", "color", "labels", "want", "options", "learning_rate",
+        "images",
     ]  # fmt: skip
     assert parameters["reward"]["parameter_default"] == "paint"
     assert all(endpoint["description"] for endpoint in endpoints.values())
@@ -84,6 +85,11 @@ def test_a_run_from_its_first_picture_to_its_lora(client, run, paint):
         run, reward="segment", labels="Hair, Upper-clothes", want="more", images=2, api_name="/step"
     )[1]
     assert report["reward"] == "more Hair, Upper-clothes"
+    report = client.predict(run, reward="brightness", want="more", images=2, api_name="/step")[1]
+    assert report["reward"] == "more light"
+    orange = {"color": "orange", "more": True}
+    report = client.predict(run, reward="color", options=orange, images=2, api_name="/step")[1]
+    assert report["reward"] == "more orange"
     assert client.predict(run, step=1, api_name="/back")[1]["step"] == 1
     lora, archive = client.predict(run, api_name="/export")
     assert all(weight.any() for weight in load_file(lora).values())  # half were zero at step 0
@@ -104,9 +110,10 @@ def test_a_run_from_its_first_picture_to_its_lora(client, run, paint):
         ("step", {"paint": gradio_client.handle_file(__file__)}, "must be an uploaded picture"),
         ("step", {"reward": "color", "want": "none"}, "want is 'none'"),
         ("step", {"reward": "color", "color": 3}, "color is 3"),
+        ("step", {"reward": "brightness", "options": {"color": "red"}}, "no option 'color'"),
         ("run", {"count": 0, "reward": "color"}, "count is 0"),
         ("run", {"count": 101, "reward": "color"}, "count is 101"),
-        ("back", {"step": 7}, "no step 7"),
+        ("back", {"step": 7}, "no update 7"),
     ],
 )
 def test_bad_input_is_answered_with_its_reason(client, run, verb, arguments, words):
@@ -128,7 +135,7 @@ def test_a_step_that_fails_is_said_and_the_run_is_as_before(client, run, monkeyp
         yield
 
     with monkeypatch.context() as broken:
-        broken.setattr("pxpo.session.update", fail)
+        broken.setattr("pxpo.run.update", fail)
         with pytest.raises(Exception, match=str(error)):
             client.predict(run, reward="color", images=2, api_name="/step")
     after = load_file(client.predict(run, api_name="/export")[0])
@@ -293,9 +300,9 @@ def test_all_that_computes_runs_on_one_thread(client, run, paint, monkeypatch):
 
     def watched(*values):
         threads.add(threading.current_thread().name)
-        return (yield from learn(*values))
+        return (yield from teach(*values))
 
-    monkeypatch.setattr("pxpo.studio.learn", watched)
+    monkeypatch.setattr("pxpo.studio.teach", watched)
     client.predict(run, paint=paint, api_name="/step")
     client.predict(run, count=2, paint=paint, api_name="/run")
     assert len(threads) == 1 and "model" in threads.pop()

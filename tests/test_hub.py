@@ -15,12 +15,11 @@ from hub_server import Hub
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from pxpo import finish, generate, learn, load_model, new_session, settings_for
+from pxpo import RewardSpec, begin, finish, generate, load_model, settings_for, teach
 from pxpo.card import base_of, write_folder
 from pxpo.embedded import TINY_WORLD
 from pxpo.errors import HubError, LoraError
 from pxpo.hub import pull, push
-from pxpo.plots import reward_curve
 from pxpo.studio import Studio
 
 TOKEN, READER = "hf_writer", "hf_reader"
@@ -40,17 +39,16 @@ def hub(monkeypatch):
 
 
 @pytest.fixture
-def session(model):
+def run(model):
     settings = settings_for("paint", prompt="a lake", steps=3, rank=2, shown=2, images=1, seed=7)
-    session = finish(new_session(model, settings, random_lora(model)))
-    session = finish(generate(model, session))
-    return finish(learn(model, session, session.trajectory.images[:, 2]))
+    run = finish(begin(model, settings, random_lora(model)))
+    run = finish(generate(model, run))
+    return finish(teach(model, run, RewardSpec("paint"), run.trajectory.images[:, 2]))
 
 
 @pytest.fixture
-def folder(session, tmp_path):
-    curve = reward_curve({"this": ([0.0, 1.0], [0.1, 0.1])})
-    return write_folder(session, tmp_path / "lora", reward="painted by hand", curve=curve)
+def folder(run, tmp_path):
+    return write_folder(run, tmp_path / "lora")
 
 
 def code_of(folder) -> str:
@@ -72,23 +70,22 @@ def test_the_folder_s_own_code_gives_the_picture_on_its_card(folder):
 @pytest.mark.skipif(not TINY_WORLD.exists(), reason="Tiny World is not made")
 def test_so_it_does_for_the_embedded_model(tmp_path):
     model = load_model(device="cpu")
-    session = finish(new_session(model, settings_for("paint", steps=5, seed=12)))
-    session = finish(generate(model, session))
-    session = finish(learn(model, session, session.trajectory.images[:, 2]))
-    assert_its_code_gives_the_picture_on_its_card(
-        write_folder(session, tmp_path / "lora", reward="more blue")
-    )
+    run = finish(begin(model, settings_for("paint", steps=5, seed=12)))
+    run = finish(generate(model, run))
+    run = finish(teach(model, run, RewardSpec("paint"), run.trajectory.images[:, 2]))
+    assert_its_code_gives_the_picture_on_its_card(write_folder(run, tmp_path / "lora"))
 
 
-def test_the_card_says_what_a_card_must(folder, session, model_folder):
+def test_the_card_says_what_a_card_must(folder, run, model_folder):
     data = ModelCard.load(folder / "README.md").data.to_dict()
     assert data["library_name"] == "diffusers" and data["instance_prompt"] == "a lake"
     assert {"lora", "pxpo", "template:sd-lora", "text-to-image"} <= set(data["tags"])
     assert data["widget"] == [{"text": "a lake", "output": {"url": "after.png"}}]
     record = json.loads((folder / "run.json").read_text())
-    assert record["settings"]["seed"] == 7 and len(record["metrics"]) == 2
+    assert [one["settings"]["seed"] for one in record["updates"]] == [7, 7]
+    assert "reward" in record["updates"][1]["metrics"]
     assert all((folder / name).exists() for name in ("strip.png", "reward.png"))
-    hub_model = replace(session, model_name="CompVis/stable-diffusion-v1-4")
+    hub_model = replace(run, model_name="CompVis/stable-diffusion-v1-4")
     write_folder(hub_model, folder, repo="ada/less-blue")
     data = ModelCard.load(folder / "README.md").data.to_dict()
     assert data["base_model"] == "CompVis/stable-diffusion-v1-4"
@@ -126,10 +123,10 @@ def test_what_arrives_is_what_lies_in_the_folder(hub, folder, repo, private):
 
 
 def test_the_base_goes_beside_the_lora_and_the_card_needs_nothing_else(
-    hub, session, tmp_path, monkeypatch
+    hub, run, tmp_path, monkeypatch
 ):
-    folder = write_folder(session, tmp_path / "lora", repo="ada/all", with_base=True)
-    finish(push(folder, "ada/all", token=TOKEN, base=session.model_name))
+    folder = write_folder(run, tmp_path / "lora", repo="ada/all", with_base=True)
+    finish(push(folder, "ada/all", token=TOKEN, base=run.model_name))
     assert "base/unet/config.json" in hub.repos["ada/all"]
     fetched = tmp_path / "fetched"
     for name, content in hub.repos["ada/all"].items():
@@ -233,12 +230,12 @@ def test_a_hub_that_is_not_there(folder, monkeypatch):
     refused(push(folder, "ada/x", token=TOKEN), "cannot be reached")
 
 
-def test_what_is_pushed_can_be_pulled_and_gone_on_with(hub, folder, session, tmp_path, monkeypatch):
+def test_what_is_pushed_can_be_pulled_and_gone_on_with(hub, folder, run, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     finish(push(folder, "ada/x", token=TOKEN))
     lora = pull("ada/x", token=TOKEN)
     assert lora.rank == 2
-    assert all(torch.equal(lora.weights[name], w) for name, w in session.lora.weights.items())
+    assert all(torch.equal(lora.weights[name], w) for name, w in run.lora.weights.items())
     with pytest.raises(HubError, match="no repository"):
         pull("ada/nothing", token=TOKEN)
     hub.repos["ada/x"]["pytorch_lora_weights.safetensors"] = b"not a LoRA"

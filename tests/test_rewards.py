@@ -1,3 +1,4 @@
+import json
 from copy import copy
 from types import SimpleNamespace
 
@@ -9,10 +10,13 @@ from transformers import AutoImageProcessor, SegformerForSemanticSegmentation
 
 from pxpo.errors import ModelError, RewardError
 from pxpo.rewards import (
+    REWARDS,
     ColorReward,
     Opinion,
+    RewardSpec,
     Segmenter,
     SegmentReward,
+    Tools,
     paint_by_label,
     paint_layer,
     painted_map,
@@ -421,3 +425,132 @@ def test_an_opinion_tells_the_top_from_the_bottom():
     column = flat("red")[:, :, :1, :1].expand(1, 3, 8, 1)
     painted = torch.tensor([2.0] * 4 + [-2.0] * 4).view(1, 8, 1)
     torch.testing.assert_close(Opinion.none().hear(column, painted)(column), painted)
+
+
+@pytest.fixture
+def tools(segmenter) -> Tools:
+    return Tools(segmenter=segmenter)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "name"),
+    [
+        ("color", {}, "less blue"),
+        ("color", {"color": "orange", "more": True}, "more orange"),
+        ("segment", {}, "less Hair"),
+        ("segment", {"labels": ["Lake", " Tree "], "more": True}, "more Lake, Tree"),
+        ("paint", {}, "painted"),
+        (
+            "paint",
+            {"more": ["Lake"], "less": ["Tree", "Sun"]},
+            "painted by a segmenter, more Lake and less Tree, Sun",
+        ),
+    ],
+)
+def test_a_spec_has_a_name_and_survives_json(kind, options, name):
+    spec = RewardSpec(kind, options)
+    again = RewardSpec(**json.loads(json.dumps(spec.as_dict())))
+    assert spec.name == again.name == name
+    assert spec == again and hash(spec) == hash(again)
+    assert spec.by_hand == (name == "painted")
+
+
+def test_a_spec_s_defaults_are_part_of_it_and_it_cannot_be_changed():
+    assert RewardSpec("color") == RewardSpec("color", {"color": "blue", "more": False})
+    assert RewardSpec("color") != RewardSpec("color", {"more": True})
+    assert RewardSpec("color").changed(more=True) == RewardSpec("color", {"more": True})
+    with pytest.raises(AttributeError):
+        RewardSpec("color").kind = "paint"
+    options = {"color": "red"}
+    spec = RewardSpec("color", options)
+    options["color"] = "green"
+    assert spec.name == "less red"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        ("poetry", {}, "'poetry'; there are paint, color, segment"),
+        ("color", {"colour": "red"}, "'color' has no option 'colour'; it has color, more"),
+        ("color", {"color": 3}, "color is 3; it must be text"),
+        ("color", {"more": "yes"}, "more is 'yes'; it must be true or false"),
+        ("segment", {"labels": "Hair"}, "labels is 'Hair'; it must be a list of texts"),
+    ],
+)
+def test_a_spec_of_what_there_is_not_names_what_there_is(kind, options, words):
+    with pytest.raises(RewardError, match=words):
+        RewardSpec(kind, options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        ("color", {"color": "blurple"}, "'blurple' is unknown.*orange"),
+        ("segment", {"labels": ["Unicorn"]}, "no label 'Unicorn'; it knows Background, Hair"),
+        ("segment", {"labels": []}, "no label is named"),
+        ("paint", {"less": ["Unicorn"]}, "no label 'Unicorn'; it knows Background, Hair"),
+        ("paint", {}, "nothing is painted"),
+        ("segment", {"segmenter": "another"}, "'another', and here is only"),
+    ],
+)
+def test_a_wrong_value_is_said_when_the_reward_is_made(tools, kind, options, words):
+    with pytest.raises(RewardError, match=words):
+        RewardSpec(kind, options).make(tools)
+
+
+def test_a_spec_makes_the_reward_that_it_names(tools, segmenter):
+    images = random_images(32, 32)
+    blue = RewardSpec("color", {"more": True}).make()
+    assert torch.equal(blue(images), images[:, 2])
+    hair = RewardSpec("segment", {"labels": ["hair"]}).make(tools)
+    assert torch.equal(hair(images), SegmentReward(segmenter, ["Hair"])(images))
+    by_label = RewardSpec("paint", {"more": ["Hair"], "less": ["Background"]}).make(tools)
+    wanted = paint_by_label(segmenter, images, ["Hair"], ["Background"])
+    assert torch.equal(by_label(images), wanted)
+
+
+def test_a_segmenter_is_loaded_once_and_only_when_it_is_needed(segmenter, monkeypatch):
+    loaded = []
+
+    def load(name, device):
+        loaded.append((name, device))
+        return segmenter
+
+    monkeypatch.setattr("pxpo.rewards.segmentation.Segmenter", load)
+    tools = Tools("somewhere")
+    RewardSpec("color").make(tools)
+    assert not loaded
+    for _ in range(2):
+        RewardSpec("segment", {"segmenter": "a/b"}).make(tools)
+    assert loaded == [("a/b", "somewhere")]
+
+
+@pytest.mark.parametrize("kind", REWARDS.values(), ids=REWARDS)
+def test_every_kind_declares_what_the_command_line_and_the_page_show(kind, tools):
+    assert kind.title and kind.help and all(option.help for option in kind.options)
+    assert RewardSpec(kind.name).name
+    for option in kind.options:
+        for value in option.offered(tools):
+            option.checked((value,) if isinstance(option.default, tuple) else value)
+
+
+def test_the_labels_on_offer_are_the_segmenter_s(tools, segmenter):
+    labels, *_ = REWARDS["segment"].options
+    assert labels.offered(tools) == segmenter.labels
+
+
+@pytest.mark.parametrize("more", [False, True])
+@pytest.mark.parametrize(
+    ("color", "light"),
+    [("red", 0.2126), ("green", 0.7152), ("blue", 0.0722), ("black", 0), ("white", 1)],
+)
+def test_brightness_is_the_light_of_each_pixel(color, light, more):
+    spec = RewardSpec("brightness", {"more": more})
+    sign = 1 if more else -1
+    torch.testing.assert_close(spec.make()(flat(color)), torch.full((1, 2, 3), sign * float(light)))
+    images = random_images(3, 5)
+    weights = torch.tensor([0.2126, 0.7152, 0.0722])
+    torch.testing.assert_close(
+        spec.make()(images), sign * torch.einsum("bchw,c->bhw", images, weights)
+    )
+    assert spec.name == f"{'more' if more else 'less'} light"

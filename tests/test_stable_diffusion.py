@@ -8,7 +8,7 @@ from conftest import letters_tokenizer
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pxpo import finish, generate, learn, new_session, settings_for
+from pxpo import begin, finish, generate, learn, settings_for
 from pxpo.models import StableDiffusion, best_dtype
 
 
@@ -40,13 +40,13 @@ def paint_once(device: str, dtype: torch.dtype, steps: int, images: int) -> None
     model = StableDiffusion(stable_diffusion(dtype), device, "stable diffusion's shapes")
     assert model.latent_shape == (4, 64, 64) and model.image_size == (512, 512)
     settings = settings_for("paint", prompt="a", steps=steps, shown=1, rank=4, images=images)
-    session = finish(generate(model, finish(new_session(model, settings))))
-    images = session.trajectory.images
+    run = finish(generate(model, finish(begin(model, settings))))
+    images = run.trajectory.images
     assert images.shape[1:] == (3, 512, 512)
     reward = torch.zeros(len(images), 512, 512)
     reward[:, :200, :200] = 2.0
-    learnt = finish(learn(model, session, reward))
-    assert learnt.history[1].metrics["grad_norm"] > 0
+    learnt = finish(learn(model, run, reward))
+    assert learnt.updates[1].metrics["grad_norm"] > 0
     outputs = [weight for name, weight in learnt.lora.weights.items() if ".lora_B." in name]
     assert len(outputs) == 128 and all(weight.any() for weight in outputs)
 

@@ -14,12 +14,12 @@ from PIL import Image
 from safetensors.torch import load, save
 
 import pxpo.studio
-from pxpo import Session, finish
+from pxpo import RewardSpec, Run, Score, finish
 from pxpo.errors import LoraError, PxpoError, RewardError, RunError, SettingError
-from pxpo.studio import Run, Studio, Wish
+from pxpo.studio import Studio
 
 SMALL = {"prompt": "a", "steps": 3, "rank": 2}
-BLUE = Wish("color", "blue")
+BLUE, PAINT = RewardSpec("color"), RewardSpec("paint")
 
 
 @pytest.fixture
@@ -40,99 +40,106 @@ def paint(green: slice = slice(0, 8), red: slice = slice(8, 16), side: int = 32)
     return Image.fromarray(layer)
 
 
-def same(one: Session, other: Session) -> bool:
-    return len(one.history) == len(other.history) and all(
+def scores(run: Run, name: str) -> list[Score]:
+    """By the reward of this name, of each update that has one."""
+    return [update.scores[name] for update in run.updates if name in update.scores]
+
+
+def same(one: Run, other: Run) -> bool:
+    return len(one.updates) == len(other.updates) and all(
         torch.equal(a.shown, b.shown)
         and all(torch.equal(a.lora.weights[k], b.lora.weights[k]) for k in a.lora.weights)
-        for a, b in zip(one.history, other.history, strict=True)
+        for a, b in zip(one.updates, other.updates, strict=True)
     )
 
 
 def test_a_painted_step_learns_and_brings_the_next_picture(studio, run):
-    after = finish(studio.step(run.id, Wish("paint"), paint()))
-    assert after.step == 1 and after.id == run.id
+    after = finish(studio.step(run.id, PAINT, paint()))
+    assert after.count == 1 and after.id == run.id
     assert not torch.equal(after.picture, run.picture)
-    assert len(after.scores["painted"]) == 2
+    assert len(scores(after, "painted")) == 2
     assert after.paint.shape == (32, 32, 4)
-    assert after.session.history[1].metrics["reward"] == pytest.approx(0, abs=1e-6)  # half, half
-    one_color = finish(studio.step(run.id, Wish("paint"), paint(slice(0, 32), slice(0, 0))))
-    assert one_color.session.history[2].metrics["reward"] == pytest.approx(2)
+    assert after.updates[1].metrics["reward"] == pytest.approx(0, abs=1e-6)  # half, half
+    one_color = finish(studio.step(run.id, PAINT, paint(slice(0, 32), slice(0, 0))))
+    assert one_color.updates[2].metrics["reward"] == pytest.approx(2)
 
 
 def test_an_automatic_step_judges_images_of_its_own(studio, run):
     after = finish(studio.step(run.id, BLUE, images=3))
-    assert after.session.settings.images == 1  # ready for painting again
-    judged = after.scores["less blue"]
-    shown = after.session.history[1].shown / 255
+    assert after.updates[1].settings.images == 3
+    judged = scores(after, "less blue")
+    shown = after.updates[1].shown / 255
     assert judged[1].here == pytest.approx(-shown[0, ..., 2].mean().item(), abs=1e-6)
     assert judged[1].held_out == pytest.approx(-shown[1:, ..., 2].mean().item(), abs=1e-6)
     spread = shown[1:, ..., 2].mean((1, 2)).std(correction=0).item()
     assert judged[1].held_out_std == pytest.approx(spread, abs=1e-6)
-    found = finish(studio.step(run.id, Wish("segment", labels=("Hair",), more=True), images=2))
-    assert [len(found.scores[name]) for name in ("less blue", "more Hair")] == [2, 3]
-    assert found.scores["more Hair"][2].here > 0
+    found = finish(studio.step(run.id, RewardSpec("segment", {"more": True}), images=2))
+    assert [len(scores(found, name)) for name in ("less blue", "more Hair")] == [2, 3]
+    assert scores(found, "more Hair")[2].here > 0
+    painted = finish(studio.step(run.id, PAINT, paint()))
+    assert painted.updates[3].settings == run.settings  # those of painting again
 
 
 def test_the_curve_and_the_heat_map_follow_the_wish(studio, run):
     assert studio.curve(run) is None
-    after = finish(studio.step(run.id, Wish("paint"), paint()))
+    after = finish(studio.step(run.id, PAINT, paint()))
     lines = studio.curve(after).axes[0].get_lines()
     assert [len(line.get_xdata()) for line in lines] == [2, 2]
     assert studio.heat(after, BLUE).size == (16, 16)
 
 
 def test_a_run_is_found_again_by_another_studio_and_goes_on_alike(studio, run):
-    finish(studio.step(run.id, Wish("paint"), paint()))
+    finish(studio.step(run.id, PAINT, paint()))
     again = Studio(studio.model, studio.segmenter, studio.folder)
     found = again.run(run.id)
-    assert same(found.session, studio.run(run.id).session)
+    assert same(found, studio.run(run.id))
     assert torch.equal(found.paint, studio.run(run.id).paint)
-    assert found.scores == studio.run(run.id).scores and found.wish == Wish("paint")
-    here = finish(studio.step(run.id, Wish("paint"), paint()))
-    assert same(finish(again.step(run.id, Wish("paint"), paint())).session, here.session)
+    assert found.latest == studio.run(run.id).latest and found.reward == PAINT
+    here = finish(studio.step(run.id, PAINT, paint()))
+    assert same(finish(again.step(run.id, PAINT, paint())), here)
 
 
 def test_back_gives_the_weights_and_the_picture_of_that_step(studio, run):
-    first = finish(studio.step(run.id, Wish("paint"), paint()))
+    first = finish(studio.step(run.id, PAINT, paint()))
     finish(studio.step(run.id, BLUE, images=2))
     back = finish(studio.back(run.id, 1))
-    assert same(back.session, first.session) and torch.equal(back.picture, first.picture)
-    assert len(back.scores["painted"]) == 2 and len(back.scores["less blue"]) == 2
+    assert same(back, first) and torch.equal(back.picture, first.picture)
+    assert len(scores(back, "painted")) == 2 and len(scores(back, "less blue")) == 2
     assert torch.equal(finish(studio.back(run.id, 0)).picture, run.picture)
 
 
 def test_stopping_in_the_middle_leaves_the_run_as_it_was(studio, run):
-    before = finish(studio.step(run.id, Wish("paint"), paint()))
+    before = finish(studio.step(run.id, PAINT, paint()))
     for stop_after in (1, 3, 6):
-        work = studio.step(run.id, Wish("paint"), paint())
+        work = studio.step(run.id, PAINT, paint())
         for _ in range(stop_after):
             next(work)
         work.close()
         assert not studio.model.busy
         assert studio.run(run.id) is before
-    finish(studio.step(run.id, Wish("paint"), paint()))
+    finish(studio.step(run.id, PAINT, paint()))
 
 
 def test_what_cannot_be_learnt_from_is_refused_and_nothing_is_lost(studio, run):
-    for wish, layer, error in (
-        (Wish("paint"), None, RunError),
-        (Wish("paint"), Image.new("RGBA", (8, 8)), RunError),
-        (Wish("color", "no such colour"), None, RewardError),
-        (Wish("segment", labels=("Unicorn",)), None, RewardError),
-        (Wish("segment", labels=()), None, RewardError),
+    for reward, layer, error in (
+        (PAINT, None, RunError),
+        (PAINT, Image.new("RGBA", (8, 8)), RunError),
+        (RewardSpec("color", {"color": "no such colour"}), None, RewardError),
+        (RewardSpec("segment", {"labels": ["Unicorn"]}), None, RewardError),
+        (RewardSpec("segment", {"labels": []}), None, RewardError),
     ):
         with pytest.raises(error):
-            finish(studio.step(run.id, wish, layer))
+            finish(studio.step(run.id, reward, layer))
     with pytest.raises(SettingError, match="learning_rate is -1"):
-        finish(studio.step(run.id, Wish("paint"), paint(), learning_rate=-1))
+        finish(studio.step(run.id, PAINT, paint(), learning_rate=-1))
     assert studio.run(run.id) is run
 
 
 def test_a_run_has_an_end(studio, run, monkeypatch):
-    monkeypatch.setattr(pxpo.studio, "MOST_STEPS", 1)
-    finish(studio.step(run.id, Wish("paint"), paint()))
-    with pytest.raises(RunError, match="1 steps"):
-        finish(studio.step(run.id, Wish("paint"), paint()))
+    monkeypatch.setattr(pxpo.studio, "MOST_UPDATES", 1)
+    finish(studio.step(run.id, PAINT, paint()))
+    with pytest.raises(RunError, match="1 updates"):
+        finish(studio.step(run.id, PAINT, paint()))
 
 
 @pytest.mark.parametrize("name", ["", "unknown-run-name", "../../etc/passwd", "a" * 16])
@@ -143,11 +150,11 @@ def test_an_unknown_run_is_said_so(studio, run, name):
 
 def test_runs_do_not_touch_each_other(studio):
     one, other = (finish(studio.start(seed=seed, **SMALL)) for seed in (1, 2))
-    alone = finish(studio.step(one.id, Wish("paint"), paint()))
+    alone = finish(studio.step(one.id, PAINT, paint()))
     finish(studio.back(one.id, 0))
-    work, between = studio.step(one.id, Wish("paint"), paint()), finish(studio.back(other.id, 0))
-    assert same(finish(work).session, alone.session)
-    assert same(between.session, other.session)
+    work, between = studio.step(one.id, PAINT, paint()), finish(studio.back(other.id, 0))
+    assert same(finish(work), alone)
+    assert same(between, other)
 
 
 def test_a_beginning_is_made_once_for_all_who_begin_so(studio, run, monkeypatch):
@@ -155,9 +162,9 @@ def test_a_beginning_is_made_once_for_all_who_begin_so(studio, run, monkeypatch)
     with pytest.raises(StopIteration) as end:
         next(again)
     other = end.value.value
-    assert other.id != run.id and other.session is run.session
-    finish(studio.step(other.id, Wish("paint"), paint()))
-    assert studio.run(run.id).step == 0
+    assert other.id != run.id and other.updates is run.updates
+    finish(studio.step(other.id, PAINT, paint()))
+    assert studio.run(run.id).count == 0
     monkeypatch.setattr(pxpo.studio, "MOST_BEGUN", 1)
     for seed in (5, 0, 5):  # another's, and then this one anew
         assert list(studio.start(**SMALL | {"seed": seed}))
@@ -168,7 +175,7 @@ def test_memory_is_bounded_and_what_was_forgotten_is_read_again(studio, monkeypa
     runs = [finish(studio.start(seed=seed, **SMALL)) for seed in range(4)]
     assert [studio.run(runs[3].id) is runs[3], studio.run(runs[0].id) is runs[0]] == [True, False]
     studio.forget(runs[3].id)
-    assert same(studio.run(runs[3].id).session, runs[3].session)
+    assert same(studio.run(runs[3].id), runs[3])
 
 
 def test_disk_is_bounded_and_the_run_left_alone_longest_goes(studio):
@@ -182,15 +189,15 @@ def test_disk_is_bounded_and_the_run_left_alone_longest_goes(studio):
     with pytest.raises(RunError, match="no longer kept"):
         studio.run(second.id)
     studio.most_bytes = 0  # the run at hand stays, whatever its size
-    assert finish(studio.back(third.id, 0)).step == 0
+    assert finish(studio.back(third.id, 0)).count == 0
 
 
 def test_a_downloaded_run_goes_on_after_its_upload(studio, run, tmp_path):
-    finish(studio.step(run.id, Wish("paint"), paint()))
+    finish(studio.step(run.id, PAINT, paint()))
     admitted = studio.admit(studio.archive(run.id))
-    assert admitted.id != run.id and same(admitted.session, studio.run(run.id).session)
+    assert admitted.id != run.id and same(admitted, studio.run(run.id))
     ours, theirs = (finish(studio.step(i, BLUE, images=2)) for i in (run.id, admitted.id))
-    assert same(ours.session, theirs.session)
+    assert same(ours, theirs)
 
 
 def test_only_runs_are_admitted(studio, run, tmp_path):
@@ -200,7 +207,7 @@ def test_only_runs_are_admitted(studio, run, tmp_path):
         packed.writestr("hello.txt", "hello")
     with zipfile.ZipFile(archive) as good, zipfile.ZipFile(tmp_path / "out.zip", "w") as packed:
         record = json.loads(good.read("run.json"))
-        record["steps"] = ["../" + record["steps"][0]]
+        record["updates"][0]["file"] = "../" + record["updates"][0]["file"]
         packed.writestr("run.json", json.dumps(record))
         packed.writestr("../../outside", "x")
     for name in ("text", "empty", "out"):
@@ -255,9 +262,9 @@ def test_a_run_cannot_name_a_folder_of_the_server(studio, run, tmp_path):
 def test_a_run_of_the_same_model_elsewhere_is_welcome(studio, run, tmp_path, elsewhere):
     name = elsewhere + Path(studio.model.name).name
     admitted = studio.admit(changed(studio.archive(run.id), tmp_path, model=name))
-    assert admitted.session.model_name == studio.model.name
+    assert admitted.model_name == studio.model.name
     studio.forget(admitted.id)
-    assert studio.run(admitted.id).session.model_name == studio.model.name
+    assert studio.run(admitted.id).model_name == studio.model.name
 
 
 def test_a_run_that_lies_here_since_another_model_ran_is_said_so(studio, run):
@@ -277,12 +284,12 @@ def test_a_run_that_lies_here_since_another_model_ran_is_said_so(studio, run):
 )  # fmt: skip
 def test_a_lora_that_cannot_be_is_refused_and_nobody_else_notices(studio, run, tmp_path, lora):
     finish(studio.step(run.id, BLUE, images=2))
-    told = {"rank": 2, "alpha": 2.0, **lora}
+    record = {"rank": 2, "alpha": 2.0, **lora}
     with pytest.raises(LoraError):
-        studio.admit(with_snapshots(studio.archive(run.id), tmp_path, lora=told))
-    assert finish(studio.step(run.id, BLUE, images=2)).step == 2
+        studio.admit(with_updates(studio.archive(run.id), tmp_path, lora=record))
+    assert finish(studio.step(run.id, BLUE, images=2)).count == 2
     other = finish(studio.start(**SMALL | {"rank": 3}))
-    assert finish(studio.step(other.id, BLUE, images=2)).step == 1
+    assert finish(studio.step(other.id, BLUE, images=2)).count == 1
 
 
 @pytest.mark.parametrize(
@@ -295,29 +302,27 @@ def test_a_lora_that_cannot_be_is_refused_and_nobody_else_notices(studio, run, t
 )  # fmt: skip
 def test_matrices_that_cannot_be_are_refused(studio, run, tmp_path, spoil):
     with pytest.raises(LoraError):
-        studio.admit(with_snapshots(studio.archive(run.id), tmp_path, spoil=spoil))
-    assert finish(studio.step(run.id, BLUE, images=2)).step == 1
+        studio.admit(with_updates(studio.archive(run.id), tmp_path, spoil=spoil))
+    assert finish(studio.step(run.id, BLUE, images=2)).count == 1
 
 
-def with_snapshots(archive: Path, folder: Path, lora=None, spoil=None) -> Path:
-    """A downloaded run whose snapshots tell of another LoRA, or hold a spoilt matrix."""
+def with_updates(archive: Path, folder: Path, lora=None, spoil=None) -> Path:
+    """A downloaded run whose updates tell of another LoRA, or hold a spoilt matrix."""
     with zipfile.ZipFile(archive) as good, zipfile.ZipFile(folder / "spoilt.zip", "w") as packed:
         for name in good.namelist():
             content = good.read(name)
-            if name.startswith("steps/") and "trajectory" not in name:
-                tensors, told = load(content), metadata_of(content)
-                told = {**told, "lora": json.dumps(lora)} if lora else told
-                if spoil:
-                    first = next(name for name in tensors if name.startswith("lora."))
-                    tensors[first] = spoil(tensors[first]).contiguous()
-                content = save(tensors, told)
+            if name == "run.json" and lora:
+                record = json.loads(content)
+                for update in record["updates"]:
+                    update["lora"] = lora
+                content = json.dumps(record).encode()
+            if name.startswith("updates/") and spoil:
+                tensors = load(content)
+                first = next(name for name in tensors if name.startswith("lora."))
+                tensors[first] = spoil(tensors[first]).contiguous()
+                content = save(tensors)
             packed.writestr(name, content)
     return folder / "spoilt.zip"
-
-
-def metadata_of(content: bytes) -> dict[str, str]:
-    length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length])["__metadata__"]
 
 
 def test_a_picture_with_paint_on_it_is_told_from_the_paint_alone(studio, run):
@@ -325,9 +330,31 @@ def test_a_picture_with_paint_on_it_is_told_from_the_paint_alone(studio, run):
     layer = paint(slice(0, 8), slice(0, 0))
     picture = Image.fromarray((run.picture * 255).round().byte().permute(1, 2, 0).numpy())
     whole = picture.resize(layer.size, Image.Resampling.LANCZOS).convert("RGBA")
-    one = finish(studio.step(run.id, Wish("paint"), Image.alpha_composite(whole, layer)))
+    one = finish(studio.step(run.id, PAINT, Image.alpha_composite(whole, layer)))
     # A random model's picture has greens on which green paint cannot be seen, and no other fault.
     wrong = (one.paint != torch.from_numpy(np.array(layer))).any(2)
     assert not wrong[8:].any() and wrong[:8].float().mean() < 0.2
     with pytest.raises(RunError, match="nothing is painted"):
-        finish(studio.step(finish(studio.start(**SMALL)).id, Wish("paint"), whole))
+        finish(studio.step(finish(studio.start(**SMALL)).id, PAINT, whole))
+
+
+def test_a_picture_that_is_shown_is_the_one_to_paint_on(studio, run):
+    for reward in (PAINT, BLUE):
+        run = finish(studio.step(run.id, reward, paint()))
+        assert torch.equal(run.picture, run.updates[-1].shown[0].permute(2, 0, 1) / 255)
+
+
+def test_a_reward_that_paints_by_label_learns_as_in_its_experiment(studio, run):
+    by_label = RewardSpec("paint", {"more": ["Hair"], "less": ["Background"]})
+    after = finish(studio.step(run.id, by_label))
+    assert after.updates[1].settings.baseline == "past" and after.paint is None
+    assert len(after.latest) == 2
+
+
+def test_the_segmenter_of_an_update_is_named_for_other_places(studio, run):
+    after = finish(studio.step(run.id, RewardSpec("segment"), images=2))
+    assert after.updates[1].reward.options["segmenter"] == studio.segmenter.name
+    assert after.reward.make().segmenter.labels == studio.segmenter.labels
+    with pytest.raises(RewardError, match="here is only"):
+        other = RewardSpec("segment", {"segmenter": "somebody/else"})
+        finish(studio.step(run.id, other, images=2))

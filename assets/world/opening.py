@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from pxpo import Segmenter, finish, load_model
+from pxpo import RewardSpec, Segmenter, finish, load_model
 from pxpo.plots import to_picture
-from pxpo.studio import Studio, Wish
+from pxpo.studio import Studio
 
 FOLDER = Path(__file__).resolve().parents[1] / "opening"
 PROMPT, SEED = "nature landscape", 12
@@ -44,8 +44,8 @@ def main() -> None:
         studio = Studio(load_model(), Segmenter(), Path(runs))
         run = finish(studio.start(prompt=PROMPT, seed=SEED))
         for _ in range(STEPS):
-            run = finish(studio.step(run.id, Wish("paint"), paint()))
-    shown = [snapshot.shown[0] for snapshot in run.session.history]
+            run = finish(studio.step(run.id, RewardSpec("paint"), paint()))
+    shown = [update.shown[0] for update in run.updates]
     for name, image in (("before", shown[0]), ("after", shown[-1])):
         to_picture(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(
             FOLDER / f"{name}.png"

@@ -1,28 +1,36 @@
 """Rewards: functions from images (B, 3, H, W) in [0, 1] to reward maps (B, H, W).
 
-A new one is a file of its own and a line here; the core never imports this package, because to it
-a map that was painted and a map that was computed look the same.
+A new one is a file of its own, which declares its KIND, and a line here. Sampling and learning
+never import this package: to them a map that was painted and one that was computed look the same.
 """
 
-from collections.abc import Callable
+from importlib import import_module
 
-from torch import Tensor
-
+from .base import REWARDS, Option, Reward, RewardKind, RewardSpec, Tools
 from .color import ColorReward
 from .painting import Opinion, paint_by_label, paint_layer, painted_map
 from .segmentation import Segmenter, SegmentReward
 
-Reward = Callable[[Tensor], Tensor]
-
-REWARDS = {"color": ColorReward, "segment": SegmentReward, "paint": painted_map}
+for _file in (
+    "painting",
+    "color",
+    "segmentation",
+    "brightness",
+):
+    _kind: RewardKind = import_module(f"{__name__}.{_file}").KIND
+    REWARDS[_kind.name] = _kind
 
 __all__ = [
     "REWARDS",
     "ColorReward",
     "Opinion",
+    "Option",
     "Reward",
+    "RewardKind",
+    "RewardSpec",
     "SegmentReward",
     "Segmenter",
+    "Tools",
     "paint_by_label",
     "paint_layer",
     "painted_map",

@@ -9,6 +9,7 @@ from PIL import ImageColor
 from torch import Tensor
 
 from ..errors import RewardError
+from .base import MORE, Option, RewardKind, more_or_less
 
 CHANNELS = ("red", "green", "blue")
 
@@ -46,3 +47,19 @@ class ColorReward:
                 f"the colour {self.color!r} is unknown; name red, green or blue for a channel, "
                 "or any CSS colour such as orange or #ff8800."
             ) from None
+
+
+KIND = RewardKind(
+    name="color",
+    title="Less of a colour",
+    help="less (or more) of a colour",
+    options=(
+        Option(
+            "color", "blue", "a channel (red, green, blue) or any CSS colour",
+            choices=("blue", "red", "green", "orange", "purple"),
+        ),
+        MORE,
+    ),
+    words=lambda color, more: more_or_less(more, color),
+    make=lambda tools, color, more: ColorReward(color, 1 if more else -1),
+)  # fmt: skip

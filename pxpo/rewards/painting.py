@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import RewardError
-from .segmentation import Segmenter
+from .base import Option, Reward, RewardKind, Tools
+from .segmentation import SEGMENTER, Segmenter, labels_of
 
 STRENGTH = 2.0
 SATURATED = 0.35  # a stroke's colour exceeds the other two by this much; a tinted grey's does not
@@ -184,3 +185,34 @@ def _bins(images: Tensor) -> Tensor:
     height = images.shape[2]
     band = (torch.arange(height) * BANDS // height).view(1, -1, 1)
     return ((band * SHADES + red) * SHADES + green) * SHADES + blue
+
+
+def _by_label(tools: Tools, more: tuple[str, ...], less: tuple[str, ...], segmenter: str) -> Reward:
+    if not (more or less):
+        raise RewardError("nothing is painted; paint it, or name labels to be painted.")
+    eye = tools.segmenter(segmenter)
+    for label in (*more, *less):
+        eye.index(label)
+    return lambda images: paint_by_label(eye, images, more, less)
+
+
+def _words(more: tuple[str, ...], less: tuple[str, ...], segmenter: str) -> str:
+    wishes = {"more": more, "less": less}
+    parts = [f"{word} {', '.join(labels)}" for word, labels in wishes.items() if labels]
+    return f"painted by a segmenter, {' and '.join(parts)}" if parts else "painted"
+
+
+KIND = RewardKind(
+    name="paint",
+    title="Paint",
+    help="what is painted on the picture: green for more, red for less",
+    options=(
+        Option("more", (), "a label for a segmenter to paint green by itself", choices=labels_of),
+        Option("less", (), "a label for a segmenter to paint red by itself", choices=labels_of),
+        SEGMENTER,
+    ),
+    words=_words,
+    make=_by_label,
+    experiment="paint",
+    by_hand=True,
+)

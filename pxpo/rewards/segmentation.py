@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..embedded import TINY_SEGMENTER
 from ..errors import ModelError, RewardError
+from .base import MORE, Option, RewardKind, Tools, more_or_less
 
 CLOTHES = "mattmdjaga/segformer_b2_clothes"
 """The paper's segmenter, for photographs of people."""
@@ -86,3 +87,23 @@ class SegmentReward:
         """(B, 3, H, W) in [0, 1] to (B, H, W) in [-1, 0] or [0, 1]."""
         chosen = sorted({self.segmenter.index(label) for label in self.labels})
         return self.sign * self.segmenter.probabilities(images)[:, chosen].sum(1)
+
+
+def labels_of(tools: Tools) -> tuple[str, ...]:
+    """What the usual segmenter can find."""
+    return tools.segmenter().labels
+
+
+SEGMENTER = Option("segmenter", "", "folder or Hub id of a segmenter (the embedded one)", path=True)
+
+KIND = RewardKind(
+    name="segment",
+    title="SegFormer",
+    help="less (or more) of what a segmenter finds",
+    options=(Option("labels", ("Hair",), "what to find", choices=labels_of), MORE, SEGMENTER),
+    words=lambda labels, more, segmenter: more_or_less(more, ", ".join(labels)),
+    make=lambda tools, labels, more, segmenter: SegmentReward(
+        tools.segmenter(segmenter), labels, 1 if more else -1
+    ),
+    experiment="segment",
+)

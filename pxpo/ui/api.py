@@ -7,7 +7,7 @@ Gradio reads their docstrings and types, so types are no strings here (no `annot
 import functools
 import inspect
 from collections.abc import Callable, Generator, Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import gradio as gr
 import pydantic
@@ -16,11 +16,13 @@ from PIL import Image
 
 from ..config import Settings
 from ..errors import PxpoError, SettingError
+from ..rewards import REWARDS, RewardSpec
 from ..rollout import Progress
-from ..studio import MOST_STEPS, Run, Studio
+from ..run import Run
+from ..studio import MOST_UPDATES, Studio
 from .events import EXAMPLES
 from .parts import errors_as_messages, large, served, throttled
-from .rewards import Kind, Want, wish_of
+from .rewards import spec_of
 
 Answer = tuple[str, dict, FileData]
 Work = Generator[Progress, None, Run]
@@ -38,8 +40,22 @@ def open_picture(file: dict | None) -> Image.Image | None:
     return picture
 
 
+if TYPE_CHECKING:
+    Kind = str
+else:
+    Kind = Literal[tuple(REWARDS)]
+Want = Literal["less", "more"]
 Picture = Annotated[FileData, pydantic.PlainValidator(open_picture)]
-Count = Annotated[int, pydantic.Field(ge=1, le=MOST_STEPS)]
+Count = Annotated[int, pydantic.Field(ge=1, le=MOST_UPDATES)]
+
+
+def asked(
+    kind: str, color: str, labels: str, want: str, options: dict[str, Any] | None
+) -> RewardSpec:
+    """The reward of this kind; of the first three it takes those that it has as options."""
+    common = {"color": color, "labels": labels.split(","), "more": want}
+    has = () if REWARDS[kind].by_hand else [option.name for option in REWARDS[kind].options]
+    return spec_of(kind, {**{k: v for k, v in common.items() if k in has}, **(options or {})})
 
 
 def add(studio: Studio) -> None:
@@ -67,18 +83,19 @@ def add(studio: Studio) -> None:
 
     def step(
         run_id: str, reward: Kind = "paint", paint: Picture = None, color: str = "blue",
-        labels: str = "Hair", want: Want = "less", learning_rate: float | None = None,
-        images: int | None = None,
+        labels: str = "Hair", want: Want = "less", options: dict | None = None,
+        learning_rate: float | None = None, images: int | None = None,
     ) -> Work:  # fmt: skip
         """Judge pictures, update the LoRA once, and sample the next picture.
 
         Args:
             run_id: the run's name, from generate
-            reward: "paint", "color" or "segment"
+            reward: "paint", "color", "segment", or another that the page has a tab for
             paint: for "paint": a picture, green where more is wanted and red where less
             color: for "color": red, green, blue, or any CSS colour
             labels: for "segment": what to find, separated by commas
-            want: for "color" and "segment": "less" of it, or "more"
+            want: for all but "paint": "less" of it, or "more"
+            options: others of the reward's options, by name
             learning_rate: AdamW's; the reward's default when left out
             images: pictures judged per step; the reward's default when left out
 
@@ -87,23 +104,25 @@ def add(studio: Studio) -> None:
         """
         changes = {"learning_rate": learning_rate, "images": images}
         changes = {name: value for name, value in changes.items() if value is not None}
-        return studio.step(run_id, wish_of(reward, color, labels, want), paint, **changes)
+        return studio.step(run_id, asked(reward, color, labels, want, options), paint, **changes)
 
     def run(
         run_id: str, count: Count = 5, reward: Kind = "paint", paint: Picture = None,
         color: str = "blue", labels: str = "Hair", want: Want = "less",
-        learning_rate: float | None = None, images: int | None = None,
+        options: dict | None = None, learning_rate: float | None = None,
+        images: int | None = None,
     ) -> Work:  # fmt: skip
         """Several steps with the same reward, as `step` does one.
 
         Args:
             run_id: the run's name, from generate
             count: how many steps
-            reward: "paint", "color" or "segment"
+            reward: "paint", "color", "segment", or another that the page has a tab for
             paint: for "paint": a picture, green where more is wanted and red where less
             color: for "color": red, green, blue, or any CSS colour
             labels: for "segment": what to find, separated by commas
-            want: for "color" and "segment": "less" of it, or "more"
+            want: for all but "paint": "less" of it, or "more"
+            options: others of the reward's options, by name
             learning_rate: AdamW's; the reward's default when left out
             images: pictures judged per step; the reward's default when left out
 
@@ -112,7 +131,7 @@ def add(studio: Studio) -> None:
         """
         for _ in range(count):
             done = yield from step(
-                run_id, reward, paint, color, labels, want, learning_rate, images
+                run_id, reward, paint, color, labels, want, options, learning_rate, images
             )
         return done
 
@@ -159,7 +178,7 @@ def answered(verb: Callable[..., Work]) -> Callable[..., Iterator[Any]]:
         with errors_as_messages():
             # Empty answers now and then: between two of them a client can cancel the work.
             run = yield from throttled(work(*values), lambda _: (None, None, None))
-        report = {"step": run.step, "reward": run.wish and run.wish.name,
+        report = {"step": run.count, "reward": run.reward and run.reward.name,
                   "scores": [vars(score) for score in run.latest]}  # fmt: skip
         yield run.id, report, FileData(path=served(large(run.picture)))
 

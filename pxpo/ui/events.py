@@ -15,12 +15,11 @@ from PIL import Image
 from ..errors import PxpoError
 from ..lora import Lora, load_lora
 from ..plots import to_picture
-from ..rewards import painted_map
+from ..rewards import RewardSpec, painted_map
 from ..rollout import Progress
-from ..session import SHOWING
-from ..studio import Run, Studio, Wish
+from ..run import SHOWING, Run
+from ..studio import Studio
 from .parts import CANVAS, errors_as_messages, large, refusal, served, throttled
-from .rewards import from_paint
 
 EXAMPLES = [
     ("nature landscape", 12),
@@ -53,7 +52,7 @@ class Events:
         except PxpoError:
             run = None
         if run:
-            yield self.view(run, f"Here is your run again, at step {run.step}.")
+            yield self.view(run, f"Here is your run again, at step {run.count}.")
         elif self.has_example:
             yield {"run": "", "status": "An example: press Step, or paint something else."}
         else:
@@ -74,7 +73,7 @@ class Events:
         yield self.view(run, self.invitation(prompt))
 
     def learn(
-        self, count: int, run_id: str, wish: Wish, paint: Image.Image | None,
+        self, count: int, run_id: str, reward: RewardSpec, paint: Image.Image | None,
         learning_rate: float, images: int,
     ) -> Iterator[Shown]:  # fmt: skip
         """`count` updates; a run is begun first where the page still shows the example.
@@ -85,34 +84,34 @@ class Events:
             for shown in self.start(*EXAMPLES[0]):
                 run_id = shown.get("run", "")
                 yield {name: shown[name] for name in ("status", "run") if name in shown}
-        if from_paint(wish):
+        if reward.by_hand:
             images = 0  # it judges the one picture that was painted on
         else:
             paint = None
         changes = {"learning_rate": learning_rate, "images": images}
         changes = {name: value for name, value in changes.items() if value}
-        before = served(large(self.studio.run(run_id).session.history[0].shown[0]))
+        before = served(large(self.studio.run(run_id).updates[0].shown[0]))
         for _ in range(count):
             began = time.monotonic()
-            head = f"Step {self.studio.run(run_id).step + 1}"
-            work = self.studio.step(run_id, wish, paint, **changes)
+            head = f"Step {self.studio.run(run_id).count + 1}"
+            work = self.studio.step(run_id, reward, paint, **changes)
             run = yield from self.progress(work, head, before)
             yield self.view(run, self.summary(run, paint, time.monotonic() - began))
 
     def back(self, run_id: str, update: int | None = None) -> Iterator[Shown]:
         """The run as it was after that many updates; None is one before the last."""
         run = self.studio.run(run_id) if run_id else None
-        if run is None or (update is None and not run.step):
+        if run is None or (update is None and not run.count):
             raise refusal("This is the beginning; there is no step before it.")
-        update = run.step - 1 if update is None else update
+        update = run.count - 1 if update is None else update
         run = yield from self.progress(self.studio.back(run_id, update), f"Back to step {update}")
-        yield self.view(run, f"Back at step {run.step}, weights and all.")
+        yield self.view(run, f"Back at step {run.count}, weights and all.")
 
     def admit(self, file: str, *new_run: Any) -> Iterator[Shown]:
         """Go on with a downloaded run, or begin one from a LoRA; new_run: as `start` takes it."""
         if Path(file).suffix == ".zip":
             run = self.studio.admit(Path(file))
-            yield self.view(run, f"Your run, at step {run.step}.")
+            yield self.view(run, f"Your run, at step {run.count}.")
         else:
             yield from self.start(*new_run, lora=load_lora(Path(file)))
 
@@ -121,16 +120,16 @@ class Events:
         if not run_id:
             return {"status": "Stopped."}
         run = self.studio.run(run_id)
-        return self.view(run, f"Stopped at step {run.step}; what was learnt is kept.")
+        return self.view(run, f"Stopped at step {run.count}; what was learnt is kept.")
 
     # What the page shows of it.
 
     def view(self, run: Run, status: str) -> Shown:
         captions = ["before"]
-        for number in range(1, run.step + 1):
+        for number in range(1, run.count + 1):
             score = f" · {run.latest[number].here:+.2f}" if number < len(run.latest) else ""
             captions.append(f"{number}{score}")
-        shown = [snapshot.shown[0] for snapshot in run.session.history]
+        shown = [update.shown[0] for update in run.updates]
         return {
             "run": run.id,
             "slider": (served(large(shown[0])), served(large(shown[-1]))),
@@ -139,12 +138,12 @@ class Events:
             "status": status,
         }
 
-    def heat_map(self, run_id: str, wish: Wish) -> str | None:
+    def heat_map(self, run_id: str, reward: RewardSpec) -> str | None:
         """The file of an automatic reward on the picture to judge; None where there is none."""
-        if from_paint(wish):
+        if reward.by_hand:
             return None
         with contextlib.suppress(PxpoError):  # Step says what is missing
-            picture = self.studio.heat(self.studio.run(run_id), wish)
+            picture = self.studio.heat(self.studio.run(run_id), reward)
             return served(picture.resize((CANVAS, CANVAS)))
         return None
 
@@ -172,7 +171,7 @@ class Events:
     def summary(run: Run, paint: Image.Image | None, seconds: float) -> str:
         """An update in one line."""
         last, now = run.latest[-2:]
-        parts = [f"Step {run.step}", f"reward {last.here:+.3f} → {now.here:+.3f}"]
+        parts = [f"Step {run.count}", f"reward {last.here:+.3f} → {now.here:+.3f}"]
         if paint:
             painted = painted_map(paint)
             more, less = ((painted * sign > 0).float().mean() for sign in (1, -1))

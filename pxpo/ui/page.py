@@ -12,12 +12,12 @@ from gradio.utils import get_space
 
 from ..card import base_of
 from ..config import Settings
-from ..studio import MOST_STEPS, Studio
+from ..studio import MOST_UPDATES, Studio
 from . import api
 from .canvas import Canvas, sketch
 from .events import EXAMPLES, Events, Shown
 from .parts import CSS, chip, errors_as_messages, offer, opening_example, setting, theme
-from .rewards import RewardTabs, from_paint
+from .rewards import RewardTabs
 
 
 def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
@@ -90,14 +90,14 @@ class Page:
             self.step_button = gr.Button("Step", variant="primary", elem_id="step")
             self.run_button = gr.Button("Run", elem_id="run-many")
             self.count = gr.Number(
-                5, label="Steps of Run", precision=0, minimum=1, maximum=MOST_STEPS,
+                5, label="Steps of Run", precision=0, minimum=1, maximum=MOST_UPDATES,
                 container=False, show_label=False, min_width=60, elem_id="count",
             )  # fmt: skip
         with gr.Row():
             self.stop_button = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop")
             self.back_button = gr.Button("Back", min_width=80, elem_id="back")
             self.reset_button = gr.Button("Reset", min_width=80, elem_id="reset")
-        self.tabs = RewardTabs(self.studio.segmenter.labels)
+        self.tabs = RewardTabs(self.studio.tools)
 
     def layout_results(self) -> None:
         self.history = gr.Gallery(
@@ -230,17 +230,17 @@ class Page:
 
         def many(count: float | None, run: str, *values: Any) -> Iterator[Shown]:
             *chosen, drawn, waiting, rate, images, _, _ = values
-            wish, paint = self.tabs.wish(*chosen), sketch(drawn, waiting)
-            return self.events.learn(int(count or 1), run, wish, paint, rate, images)
+            reward, paint = self.tabs.spec(*chosen), sketch(drawn, waiting)
+            return self.events.learn(int(count or 1), run, reward, paint, rate, images)
 
         def once(_: float | None, *values: Any) -> Iterator[Shown]:
             return many(1, *values)
 
         def refuse_without_paint(*values: Any) -> list[dict[str, Any]]:
             given = dict(zip(inputs, values, strict=True))
-            wish = self.tabs.wish(*(given[part] for part in self.tabs.inputs))
+            reward = self.tabs.spec(*(given[part] for part in self.tabs.inputs))
             paint = sketch(*(given[part] for part in self.canvas.inputs))
-            missing = from_paint(wish) and paint is None
+            missing = reward.by_hand and paint is None
             return [
                 gr.validate(not (missing and part in refused_at), "Paint + or − first.")
                 for part in inputs
@@ -299,8 +299,8 @@ class Page:
     def wire_refresh(self) -> None:
         """What follows each event, and another choice of reward."""
 
-        def heat(run: str, *wish: Any) -> dict[str, Any]:
-            picture = self.events.heat_map(run, self.tabs.wish(*wish))
+        def heat(run: str, *values: Any) -> dict[str, Any]:
+            picture = self.events.heat_map(run, self.tabs.spec(*values))
             return gr.update(value=picture, visible=picture is not None)
 
         def show_heat(listen: Callable[..., Any]) -> None:

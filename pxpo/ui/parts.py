@@ -22,7 +22,7 @@ from ..embedded import OPENING, TINY_WORLD
 from ..errors import PxpoError
 from ..models import DiffusionModel
 from ..plots import to_picture
-from ..session import write_whole
+from ..store import write_whole
 
 CANVAS = 512  # pixels, a side
 BETWEEN_SIGNS = 0.3  # seconds

@@ -1,64 +1,83 @@
-"""All on the page and in its API that depends on the kind of reward: the tabs, and the wish that is
-made of what they hold."""
+"""The tabs of the rewards, made from the registry; and the reward that their values stand for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 
-from ..studio import Wish
+from ..errors import RewardError
+from ..rewards import REWARDS, Option, RewardKind, RewardSpec, Tools
 
-Kind = Literal["paint", "color", "segment"]
-Want = Literal["less", "more"]
-LESS, MORE = get_args(Want)
-
-
-def wish_of(kind: Kind, color: str, labels: str, want: Want) -> Wish:
-    """The API's wish; labels are separated by commas."""
-    return Wish(kind, color, labels.split(","), want == MORE)
+LESS, MORE = "less", "more"
 
 
-def from_paint(wish: Wish) -> bool:
-    """Whether the wish is painted, and so needs paint and judges one picture."""
-    return wish.kind == "paint"
+def offered(kind: RewardKind) -> list[Option]:
+    """The options that a visitor chooses: none where they paint, and no folder of the server."""
+    return [] if kind.by_hand else [option for option in kind.options if not option.path]
+
+
+def spec_of(kind: str, values: dict[str, Any]) -> RewardSpec:
+    """The reward of this kind with these of its options; "more" may be said in words."""
+    values = dict(values)
+    if isinstance(want := values.get("more"), str):
+        if want not in (LESS, MORE):
+            raise RewardError(f"want is {want!r}; it must be {LESS} or {MORE}.")
+        values["more"] = want == MORE
+    return RewardSpec(kind, values)
 
 
 class RewardTabs:
-    """One tab for each kind of reward, with what can be chosen there."""
+    """One tab for each kind of reward, with what can be chosen there.
 
-    def __init__(self, labels: Sequence[str]) -> None:
-        """labels: what the segmenter can find."""
-        self.kind = gr.State("paint")
+    `inputs` are what an event needs for `spec`.
+    """
+
+    def __init__(self, tools: Tools) -> None:
+        self.tools = tools
+        self.kind = gr.State(next(iter(REWARDS)))
+        self.tabs: dict[str, gr.Tab] = {}
+        self.names: list[tuple[str, str]] = []  # of each field: its kind's and its own
+        self.fields: list[Any] = []
         with gr.Tabs(elem_id="tabs"):
-            with gr.Tab("Paint") as paint_tab:
-                gr.Markdown("The reward is what you paint on the picture.")
-            with gr.Tab("Less of a colour") as color_tab, gr.Row():
-                self.color = gr.Dropdown(
-                    ["blue", "red", "green", "orange", "purple"], value="blue",
-                    allow_custom_value=True, label="Colour", elem_id="color",
-                    info="a channel (red, green, blue) or any CSS colour",
-                )  # fmt: skip
-                self.color_want = gr.Radio([LESS, MORE], value=LESS, label="Want")
-            with gr.Tab("SegFormer") as segment_tab, gr.Row():
-                self.labels = gr.Dropdown(
-                    list(labels), value=["Hair"], multiselect=True, label="Find",
-                    elem_id="labels", info="what a segmenter sees",
-                )  # fmt: skip
-                self.labels_want = gr.Radio([LESS, MORE], value=LESS, label="Want")
-        self.tabs = {"paint": paint_tab, "color": color_tab, "segment": segment_tab}
-        self.fields = [self.color, self.color_want, self.labels, self.labels_want]
+            for kind in REWARDS.values():
+                with gr.Tab(kind.title) as self.tabs[kind.name], gr.Row():
+                    self._fill(kind)
         self.inputs = [self.kind, *self.fields]
 
-    @staticmethod
-    def wish(kind: str, color: str, color_want: str, labels: list[str], labels_want: str) -> Wish:
-        """The wish that the values of `inputs` stand for."""
-        want = color_want if kind == "color" else labels_want
-        return Wish(kind, color, labels, want == MORE)
+    def _fill(self, kind: RewardKind) -> None:
+        if kind.by_hand:
+            gr.Markdown("The reward is what you paint on the picture.")
+        for option in offered(kind):
+            self.names.append((kind.name, option.name))
+            self.fields.append(self._field(kind, option))
+
+    def _field(self, kind: RewardKind, option: Option) -> Any:
+        if isinstance(option.default, bool):
+            return gr.Radio([LESS, MORE], value=MORE if option.default else LESS, label="Want")
+        several = isinstance(option.default, tuple)
+        return gr.Dropdown(
+            list(option.offered(self.tools)),
+            value=list(option.default) if several else option.default,
+            multiselect=several, allow_custom_value=not several, label=option.name.capitalize(),
+            info=option.help, elem_id=f"{kind.name}-{option.name}",
+        )  # fmt: skip
+
+    def spec(self, kind: str, *values: Any) -> RewardSpec:
+        """The reward that the values of `inputs` stand for; an empty field is an empty choice."""
+        chosen = {}
+        for (owner, name), value in zip(self.names, values, strict=True):
+            if owner == kind:
+                empty = () if name in self._several(kind) else ""
+                chosen[name] = empty if value is None else value
+        return spec_of(kind, chosen)
+
+    def _several(self, kind: str) -> set[str]:
+        return {one.name for one in REWARDS[kind].options if isinstance(one.default, tuple)}
 
     def on_change(self, react: Callable[[Any], Any], **quiet: Any) -> None:
-        """Call `react` with each listener that hears of another wish."""
+        """Call `react` with each listener that hears of another reward."""
         for kind, tab in self.tabs.items():
             react(tab.select(lambda kind=kind: kind, None, self.kind, **quiet).then)
         for field in self.fields:

@@ -1,0 +1,167 @@
+"""What a reward is, and how a kind of reward is declared: once, in a file of its own.
+
+The command line, the page, the API and the model card read the declarations; none of them knows a
+kind by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..errors import RewardError
+
+if TYPE_CHECKING:
+    from .segmentation import Segmenter
+
+Reward = Callable[[Tensor], Tensor]
+"""Images (B, 3, H, W) in [0, 1] to reward maps (B, H, W)."""
+
+Value = str | bool | tuple[str, ...]
+
+
+class Tools:
+    """What a maker may need, handed to it: the device, and segmenters, loaded when first used."""
+
+    def __init__(self, device: str = "cpu", segmenter: Segmenter | None = None) -> None:
+        """segmenter: the only one that may be used; any is loaded by its name when None."""
+        self.device = device
+        self._only = segmenter
+        self._loaded: dict[str, Segmenter] = {}
+
+    def segmenter(self, name: str = "") -> Segmenter:
+        """The segmenter in this folder or of this Hub id; without a name the usual one."""
+        from .segmentation import Segmenter
+
+        if self._only is not None:
+            if name not in ("", self._only.name):
+                raise RewardError(
+                    f"the segmenter is {name!r}, and here is only {self._only.name!r}; "
+                    "leave it out."
+                )
+            return self._only
+        if name not in self._loaded:
+            self._loaded[name] = Segmenter(name or None, self.device)
+        return self._loaded[name]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a reward. Its type is its default's: text, yes or no, or several texts.
+
+    choices: values to offer, or a function that asks the tools for them; others are not refused.
+    path: a folder or a Hub id, which the command line asks for; the page and the API do not.
+    """
+
+    name: str
+    default: Value
+    help: str
+    choices: Sequence[str] | Callable[[Tools], Sequence[str]] = ()
+    path: bool = False
+
+    def offered(self, tools: Tools) -> tuple[str, ...]:
+        return tuple(self.choices(tools) if callable(self.choices) else self.choices)
+
+    def checked(self, value: Any) -> Value:
+        """`value` as the option's type, or a RewardError that names it."""
+        if isinstance(self.default, tuple):
+            if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+                return tuple(one.strip() for one in value)
+            wanted = "a list of texts"
+        elif isinstance(self.default, bool):
+            if isinstance(value, bool):
+                return value
+            wanted = "true or false"
+        else:
+            if isinstance(value, str):
+                return value.strip()
+            wanted = "text"
+        raise RewardError(f"{self.name} is {value!r}; it must be {wanted}.")
+
+
+MORE = Option("more", False, "more of it instead of less")
+
+
+def more_or_less(more: bool, what: str) -> str:
+    return f"{'more' if more else 'less'} {what}"
+
+
+@dataclass(frozen=True)
+class RewardKind:
+    """The declaration of a reward.
+
+    name: for commands and files. title: of the page's tab. help: one line. words: the options to
+    the name of the reward for people. make: the tools and the options to the Reward. experiment:
+    whose settings (config.EXPERIMENTS) it learns with. prompt: its own default one, if not that
+    experiment's. by_hand: a person paints it; `make` is for what may paint in their stead.
+    """
+
+    name: str
+    title: str
+    help: str
+    options: tuple[Option, ...]
+    words: Callable[..., str]
+    make: Callable[..., Reward]
+    experiment: str = "color"
+    prompt: str = ""
+    by_hand: bool = False
+
+
+REWARDS: dict[str, RewardKind] = {}
+"""Every kind by its name, in the order of the page's tabs; the package's __init__ lists them."""
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """A reward as plain data: its kind, and its options, the defaults filled in.
+
+    Raises RewardError for a kind or an option that there is not.
+    """
+
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in REWARDS:
+            raise RewardError(
+                f"there is no reward called {self.kind!r}; there are {', '.join(REWARDS)}."
+            )
+        options = {option.name: option for option in self.declared.options}
+        if unknown := sorted(set(self.options) - set(options)):
+            raise RewardError(
+                f"the reward {self.kind!r} has no option {unknown[0]!r}; it has "
+                f"{', '.join(options)}."
+            )
+        given = {n: o.checked(self.options.get(n, o.default)) for n, o in options.items()}
+        object.__setattr__(self, "options", given)
+
+    def __hash__(self) -> int:
+        return hash((self.kind, tuple(self.options.items())))
+
+    @property
+    def declared(self) -> RewardKind:
+        return REWARDS[self.kind]
+
+    @property
+    def name(self) -> str:
+        """In words for people: "less blue", "painted"."""
+        return self.declared.words(**self.options)
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether a person paints it, so that it is no function of the images."""
+        return self.declared.by_hand and not any(self.options.values())
+
+    def make(self, tools: Tools | None = None) -> Reward:
+        """The function from images to reward maps; RewardError where an option's value is wrong."""
+        return self.declared.make(tools or Tools(), **self.options)
+
+    def changed(self, **options: Any) -> RewardSpec:
+        return RewardSpec(self.kind, {**self.options, **options})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data: RewardSpec(**this) is the spec again, also by way of JSON."""
+        return {"kind": self.kind, "options": dict(self.options)}

@@ -1,0 +1,345 @@
+"""A run as plain data on the CPU: a chain of updates; and its verbs, functions from Run to Run.
+
+    run = finish(begin(model, settings))
+    run = finish(generate(model, run))                       # the images to judge
+    run = finish(learn(model, run, maps))                    # one update from their reward maps
+
+Nothing here is changed in place, so a run can be kept, handed on and gone back to at will.
+`begin`, `generate`, `learn` and `teach` are generators: they yield Progress, and closing one leaves
+the run and the model as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from .config import Settings
+from .credit import downsample, filled, latent_credit
+from .errors import RewardError, RunError
+from .lora import Lora, adapter, new_lora, weights_of
+from .models import DiffusionModel
+from .rewards import Opinion, Reward, RewardSpec, paint_layer
+from .rollout import Noise, Progress, Trajectory, derived_seed, rollout
+from .update import Report, update
+
+SHOWING = "showing"
+"""The phase in which the shown image of the run's own seed is made."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A reward's mean over the shown image of this seed, and over those of held-out seeds, if any
+    are shown."""
+
+    here: float
+    held_out: float | None = None
+    held_out_std: float | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """One update: what it was taught with, and the run after it. The first stands before any.
+
+    settings, reward: its own; the reward is None where nobody named it. optimizer: AdamW's state
+    by parameter name and moment. shown: (K, H, W, 3) uint8, images on noise that is the same after
+    every update, this seed's first. latent_reward: (B, h, w); of no images at the beginning.
+    metrics: numbers about the update. scores: of what is shown, by the name of a reward.
+    """
+
+    settings: Settings
+    reward: RewardSpec | None
+    lora: Lora
+    optimizer: dict[str, Tensor]
+    shown: Tensor
+    latent_reward: Tensor
+    metrics: dict[str, float]
+    scores: dict[str, Score] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it that is words and numbers."""
+        return {
+            "reward": self.reward and self.reward.as_dict(),
+            "settings": self.settings.as_dict(),
+            "metrics": self.metrics,
+            "scores": {name: asdict(score) for name, score in self.scores.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """A chain of updates, and what the next one is to be learnt with.
+
+    settings, reward: those of the next update, as of the last one if nothing else is said; the
+    reward is None before anybody named one. painted: a person's maps (H, W) in [-2, 2], one for
+    each update, of which the last stays. opinion: what was painted so far, carried over to other
+    pictures. trajectory: the images now judged, or None where `generate` has them still to make.
+    id: its name in the studio that keeps it.
+    """
+
+    settings: Settings
+    model_name: str
+    updates: tuple[Update, ...]
+    reward: RewardSpec | None = None
+    painted: tuple[Tensor, ...] = ()
+    opinion: Opinion = field(default_factory=Opinion.none)
+    trajectory: Trajectory | None = None
+    id: str = ""
+
+    @property
+    def count(self) -> int:
+        """The number of updates so far."""
+        return len(self.updates) - 1
+
+    @property
+    def lora(self) -> Lora:
+        return self.updates[-1].lora
+
+    @property
+    def picture(self) -> Tensor:
+        """(3, H, W) in [0, 1]: this seed's picture as it is now, the one to paint on."""
+        return self.updates[-1].shown[0].permute(2, 0, 1) / 255
+
+    @property
+    def paint(self) -> Tensor | None:
+        """(H, W, 4) uint8: what was painted last, as a brush lays it; None where nothing was."""
+        return paint_layer(self.painted[-1]) if self.painted else None
+
+    @property
+    def latest(self) -> tuple[Score, ...]:
+        """The scores by the last reward, one for each update from 0 on; none before any."""
+        name = self.reward.name if self.reward else ""
+        return tuple(one.scores[name] for one in self.updates if name in one.scores)
+
+
+def begin(
+    model: DiffusionModel,
+    settings: Settings,
+    lora: Lora | None = None,
+    *,
+    reward: RewardSpec | None = None,
+    painted: tuple[Tensor, ...] = (),
+) -> Generator[Progress, None, Run]:
+    """A run that has learnt nothing yet, or goes on from `lora`."""
+    lora = lora or new_lora(model, settings.rank, settings.seed)
+    with adapter(model, lora):
+        shown, judged = yield from _show(model, settings)
+    nothing = torch.zeros(0, *model.latent_shape[1:])
+    first = Update(settings, None, lora, {}, shown, nothing, {})
+    name = resolved(model.name)
+    return Run(settings, name, (first,), reward, painted, trajectory=judged)
+
+
+def generate(model: DiffusionModel, run: Run) -> Generator[Progress, None, Run]:
+    """Sample the images that the next update will judge, unless they are there already."""
+    if run.trajectory is not None:
+        return run
+    settings = run.settings
+    noise = [training_noise(settings, run.count, index) for index in range(settings.images)]
+    with adapter(model, run.lora):
+        trajectory = yield from rollout(model, [settings.prompt] * len(noise), noise, settings)
+    return replace(run, trajectory=trajectory)
+
+
+def teach(
+    model: DiffusionModel,
+    run: Run,
+    reward: RewardSpec,
+    reward_maps: Tensor,
+    judge: Reward | None = None,
+) -> Generator[Progress, None, Run]:
+    """`learn`, and the score by this reward of all that the run has shown.
+
+    judge: the reward's own function. When None, the maps were painted by a person; then it is the
+    run's opinion, which hears of them.
+    """
+    opinion = run.opinion
+    if judge is None:
+        images = interpolate(_judged(run).images, reward_maps.shape[1:])
+        judge = opinion = opinion.hear(images, reward_maps)
+    run = yield from learn(model, run, reward_maps, reward)
+    return scored(replace(run, opinion=opinion), reward, judge)
+
+
+def learn(
+    model: DiffusionModel, run: Run, reward_maps: Tensor, reward: RewardSpec | None = None
+) -> Generator[Progress, None, Run]:
+    """One update from the reward maps (B, H, W) of the images that `generate` made.
+
+    reward: what they come from, for the record. Where they earn nothing, nothing is learnt, and the
+    next images come from the next noise. Raises RewardError for maps that do not fit, DivergedError
+    for a gradient that is not finite; the run is then as it was.
+    """
+    settings, trajectory = run.settings, _judged(run)
+    if len(reward_maps) != len(trajectory.images):
+        raise RewardError(
+            f"there are {len(reward_maps)} reward maps for {len(trajectory.images)} images."
+        )
+    latent_reward = downsample(reward_maps.float(), trajectory.size)
+    past = []
+    if settings.baseline == "past":  # the reward's earlier maps, on other pictures, count as well
+        past = [one.latent_reward for one in run.updates[1:] if one.reward == reward]
+    credit = latent_credit(latent_reward, settings, past)
+    loudest = torch.stack([latent_reward, *past]).abs().amax(dim=0)
+    silence = 1 - (1 - settings.hold_painted) * loudest / loudest.max().clamp(min=1e-12)
+    silence *= 1 + settings.hold_growth * filled(latent_reward, past)[:, None, None]
+    before = run.updates[-1]
+    metrics = {
+        "reward": reward_maps.mean().item(),
+        "reward_std": reward_maps.mean((1, 2)).std(correction=0).item(),
+    }
+    if not credit.any():
+        metrics |= asdict(Report(0.0, 0.0))
+        skipped = Update(
+            settings, reward, before.lora, before.optimizer, before.shown, latent_reward, metrics
+        )
+        return _with(run, skipped, None)
+    learning = replace(settings, learning_rate=learning_rate(settings, run.count))
+    with adapter(model, before.lora) as parameters:
+        optimizer = _optimizer(parameters, learning, before.optimizer)
+        report = yield from update(
+            model, parameters, optimizer, trajectory, credit, learning, silence=silence,
+            generator=torch.Generator().manual_seed(derived_seed(settings.seed, run.count, 2)),
+        )  # fmt: skip
+        lora = replace(before.lora, weights=weights_of(parameters))
+        state = _optimizer_state(parameters, optimizer)
+        shown, judged = yield from _show(model, settings)
+    metrics |= asdict(report)
+    return _with(run, Update(settings, reward, lora, state, shown, latent_reward, metrics), judged)
+
+
+def scored(run: Run, reward: RewardSpec, judge: Reward) -> Run:
+    """The run with the scores by this reward of all that it has shown.
+
+    An update that has them already keeps them, but for paint, whose judge hears more each time.
+    """
+
+    def with_score(one: Update) -> Update:
+        if reward.name in one.scores and not reward.by_hand:
+            return one
+        return replace(one, scores={**one.scores, reward.name: _score(judge, one.shown)})
+
+    return replace(run, reward=reward, updates=tuple(with_score(one) for one in run.updates))
+
+
+def back(run: Run, count: int) -> Run:
+    """The run as it was after `count` updates: weights, optimizer, images and randomness.
+
+    Going on from there with the same maps gives the same run again, bit for bit.
+    """
+    if not 0 <= count <= run.count:
+        raise RunError(f"there is no update {count} to go back to; this run has 0 to {run.count}.")
+    return replace(run, updates=run.updates[: count + 1], trajectory=None)
+
+
+def annotate(run: Run, **numbers: float) -> Run:
+    """The run with more numbers in its newest update's metrics."""
+    newest = run.updates[-1]
+    newest = replace(newest, metrics={**newest.metrics, **numbers})
+    return replace(run, updates=(*run.updates[:-1], newest))
+
+
+def training_noise(settings: Settings, count: int, index: int) -> Noise:
+    """The noise of image `index` for the update after `count` others, as `settings.noise` says.
+
+    Where the whole noise or its start is kept, the first image is the one that a stock pipeline
+    gives for `settings.seed`, and the next ones of this `index` have its x_T. With "turns" every
+    second one has it; the first has not, as AdamW's first updates are its loudest and what they
+    say should hold for all pictures.
+    """
+    fixed = settings.seed + index
+    if settings.noise == "whole" or (settings.noise == "start" and count == 0):
+        return Noise(fixed)
+    drawn = derived_seed(settings.seed, count, 0, index)
+    kept = settings.noise == "start" or (settings.noise == "turns" and count % 2 == 1)
+    return Noise(fixed if kept else derived_seed(drawn), drawn)
+
+
+def learning_rate(settings: Settings, count: int) -> float:
+    """The rate of the update after `count` others: it rises over `warmup` updates, as AdamW's first
+    are its loudest and know the least; `decay` of it is lost, evenly, over the epochs."""
+    risen = min((count + 1) / (settings.warmup + 1), 1.0)
+    done = min(count, settings.epochs - 1) / settings.epochs
+    return settings.learning_rate * risen * (1 - settings.decay * done)
+
+
+def shown_noise(settings: Settings) -> list[Noise]:
+    """The noise of the shown images: this seed first, then seeds that no update ever sees."""
+    others = [derived_seed(settings.seed, 1, index) for index in range(1, settings.shown)]
+    return [Noise(settings.seed), *(Noise(seed) for seed in others)]
+
+
+def resolved(name: str) -> str:
+    """A folder's whole path, so that it is found from another folder as well; a Hub id as it is."""
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
+
+
+def _judged(run: Run) -> Trajectory:
+    if run.trajectory is None:
+        raise RunError("there are no images to learn from yet; generate them first.")
+    return run.trajectory
+
+
+def _with(run: Run, one: Update, judged: Trajectory | None) -> Run:
+    return replace(run, updates=(*run.updates, one), trajectory=judged)
+
+
+def _score(judge: Reward, shown: Tensor) -> Score:
+    """shown: (K, H, W, 3) uint8, this seed's image first."""
+    here, *others = judge(shown.permute(0, 3, 1, 2) / 255).mean((1, 2))
+    if not others:
+        return Score(here.item())
+    held_out = torch.stack(others)
+    return Score(here.item(), held_out.mean().item(), held_out.std(correction=0).item())
+
+
+def _show(
+    model: DiffusionModel, settings: Settings
+) -> Generator[Progress, None, tuple[Tensor, Trajectory | None]]:
+    """The shown images, and the trajectory of this seed's if that is what is judged next.
+
+    This seed's image is made alone, as a stock pipeline makes it: batches round differently.
+    """
+    own, *others = shown_noise(settings)
+    prompt = settings.prompt
+    mine = yield from rollout(model, [prompt], [own], settings, SHOWING)
+    images = mine.images
+    if others:
+        rest = yield from rollout(model, [prompt] * len(others), others, settings, "held-out seeds")
+        images = torch.cat([images, rest.images])
+    shown = (images * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+    return shown, mine if settings.noise == "whole" and settings.images == 1 else None
+
+
+def _optimizer(
+    parameters: Mapping[str, torch.nn.Parameter], settings: Settings, state: dict[str, Tensor]
+) -> torch.optim.AdamW:
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=settings.learning_rate, betas=(settings.momentum, 0.999),
+        weight_decay=settings.weight_decay,
+    )  # fmt: skip
+    for name, parameter in parameters.items() if state else ():
+        optimizer.state[parameter] = {
+            "step": state["step"].clone(),
+            "exp_avg": state[f"exp_avg.{name}"].to(parameter.device, copy=True),
+            "exp_avg_sq": state[f"exp_avg_sq.{name}"].to(parameter.device, copy=True),
+        }
+    return optimizer
+
+
+def _optimizer_state(
+    parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW
+) -> dict[str, Tensor]:
+    state = {}
+    for name, parameter in parameters.items():
+        moments = optimizer.state[parameter]
+        state["step"] = moments["step"].cpu().clone()
+        state[f"exp_avg.{name}"] = moments["exp_avg"].cpu().clone()
+        state[f"exp_avg_sq.{name}"] = moments["exp_avg_sq"].cpu().clone()
+    return state
