@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
     not (TINY_WORLD / "model_index.json").exists(), reason="Tiny World has not been made"
 )
 
-PATIENCE = 40_000  # milliseconds that a step may take on a slow machine
+PATIENCE = 120_000  # milliseconds that a step may take on a slow machine
 FEW = 3  # DDIM steps
 
 

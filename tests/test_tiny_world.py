@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from assets.world import __main__ as world
-from assets.world import measure, scenes, text, training
+from assets.world import autoencoder, measure, scenes, sharp, text, training
 from assets.world.segmenter import dice_loss
 from pxpo import ColorReward, Noise, Segmenter, finish, load_model, rollout, settings_for
 from pxpo.embedded import TINY_SEGMENTER, TINY_WORLD
@@ -27,7 +27,7 @@ def test_a_scene_is_its_seeds_alone(kind):
     assert np.array_equal(one.image, again.image) and np.array_equal(one.labels, again.labels)
     assert one.caption == again.caption
     assert not np.array_equal(one.image, other.image)
-    assert one.image.shape == (128, 128, 3) and one.labels.shape == (128, 128)
+    assert one.image.shape == (256, 256, 3) and one.labels.shape == (256, 256)
     assert one.labels.max() < len(scenes.LABELS)
 
 
@@ -36,6 +36,27 @@ def test_many_scenes_do_not_depend_on_the_number_of_workers():
     assert np.array_equal(alone[0], together[0]) and np.array_equal(alone[1], together[1])
     assert alone[2] == together[2]
     assert set(" ".join(alone[2]).split()) <= set(scenes.WORDS)
+
+
+def test_a_part_of_many_scenes_is_the_same_scenes():
+    whole, part = scenes.draw_many(6, 5, workers=1), scenes.draw_many(2, 5, workers=1, first=3)
+    assert np.array_equal(whole[0][3:5], part[0]) and whole[2][3:5] == part[2]
+
+
+def test_the_sharp_autoencoder_begins_with_the_first_one_s_pictures():
+    """Its decoder says the same as that one's, up to where the new layers are."""
+    torch.manual_seed(0)
+    plain = autoencoder.new_autoencoder()
+    grown = sharp.grown(plain)
+    z = torch.randn(1, 16, 16, 16)
+    features = []
+    for vae in (plain, grown):
+        last = vae.decoder.up_blocks[3].resnets[1]
+        hook = last.register_forward_hook(lambda _, __, out: features.append(out))
+        picture = vae.decode(z).sample
+        hook.remove()
+    assert picture.shape == (1, 3, 256, 256)
+    torch.testing.assert_close(features[0], features[1])
 
 
 def test_labels_say_what_is_where():
@@ -69,7 +90,7 @@ def test_one_command_makes_it_all_from_nothing(tmp_path):
     images = StableDiffusionPipeline.from_pretrained(out / "tiny_world")(
         "nature landscape", num_inference_steps=2, output_type="np"
     ).images
-    assert images.shape == (1, 128, 128, 3)
+    assert images.shape == (1, 256, 256, 3)
     assert Segmenter(out / "tiny_world_segmenter").labels == scenes.LABELS
     assert "PSNR" in (out / "tiny_world" / "README.md").read_text()
 

@@ -1,9 +1,9 @@
-"""Make Tiny World from nothing: `python -m assets.world`, two hours and a half on two cores.
+"""Make Tiny World from nothing: `python -m assets.world`.
 
-Draws the scenes, trains the autoencoder, the segmenter and the painter, writes them as standard
+Draws the scenes, trains the autoencoders, the painter and the segmenter, writes them as standard
 diffusers and transformers folders with model cards, and measures what they are worth. Each stage
-leaves its result in the --work folder and is not made again while it lies there; the longest one
-goes on where it was interrupted.
+leaves its result in the --work folder and is not made again while it lies there; the long ones go
+on where they were interrupted.
 """
 
 from __future__ import annotations
@@ -11,25 +11,27 @@ from __future__ import annotations
 import argparse
 import functools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPTokenizer, SegformerForSemanticSegmentation
+from transformers import SegformerForSemanticSegmentation
 
 from . import scenes
-from .autoencoder import latents_of, train_autoencoder
+from .autoencoder import halved, latents_of, train_autoencoder
 from .cards import write_cards
 from .diffusion import Painter, save_painter, train_painter
 from .measure import measure, sample_sheet
 from .segmenter import save_segmenter, train_segmenter
+from .sharp import train_sharp
 from .text import save_tokenizer
 
 ASSETS = Path(__file__).resolve().parents[1]
+STAGES = ("plain", "beginner", "painter", "sharp", "segmenter")  # of the Workshop, in order
 
 
 @dataclass(frozen=True)
@@ -39,98 +41,162 @@ class Size:
     scenes: int
     crops: int
     wholes: int
-    segmenter: int
     painter: int
-    hats: int
+    portraits: int
+    matched: int
+    refined: int
+    segmenter: int
     batch: int
     judged: int = 300  # pictures to measure it on
 
 
 SIZES = {
-    "cpu": Size(24_000, crops=3600, wholes=2900, segmenter=3000, painter=5600, hats=1800, batch=48),
+    "cpu": Size(
+        24_000, crops=3600, wholes=2900, painter=7400, portraits=1800, matched=400, refined=2400,
+        segmenter=3000, batch=48,
+    ),
     "gpu": Size(
-        60_000, crops=20_000, wholes=10_000, segmenter=12_000, painter=40_000, hats=8000, batch=128
+        60_000, crops=20_000, wholes=10_000, painter=40_000, portraits=20_000, matched=4000,
+        refined=40_000, segmenter=12_000, batch=128,
     ),
     "toy": Size(  # for the tests
-        64, crops=2, wholes=2, segmenter=2, painter=2, hats=2, batch=4, judged=6
+        64, crops=2, wholes=2, painter=2, portraits=2, matched=2, refined=2, segmenter=2, batch=4,
+        judged=8,
     ),
-}
+}  # fmt: skip
+
+
+class Workshop:
+    """The stages in order. Each leaves its result in the folder `work`, and is made once."""
+
+    def __init__(
+        self, size: Size, device: torch.device, seed: int, work: Path, compiled: bool
+    ) -> None:
+        work.mkdir(parents=True, exist_ok=True)
+        self.size, self.device, self.seed, self.work = size, device, seed, work
+        self.compiled, self.started = compiled, time.time()
+        self.tokenizer = save_tokenizer(scenes.WORDS, work / "tokenizer")
+
+    def report(self, text: str) -> None:
+        print(f"[{(time.time() - self.started) / 60:6.1f} min] {text}", flush=True)
+
+    def small(self, count: int, seed: int, kind: str | None = None) -> tuple[Tensor, list[str]]:
+        """Scenes at half size, (N, 128, 128, 3) uint8, and their captions; drawn in parts, as all
+        of them at full size would not fit into memory."""
+        pictures, captions = [], []
+        for first in range(0, count, 2048):
+            part = min(2048, count - first)
+            images, _, words = scenes.draw_many(part, self.seed + seed, kind, first=first)
+            pictures.append(halved(torch.from_numpy(images)))
+            captions += words
+        return torch.cat(pictures), captions
+
+    @functools.cached_property
+    def plain(self) -> AutoencoderKL:
+        """The first autoencoder, for 128x128, whose latents all else is about."""
+        folder = self.work / "vae"
+        if not folder.exists():
+            images, _ = self.small(self.size.scenes, 1)
+            vae = train_autoencoder(
+                images, self.device, crops=self.size.crops, wholes=self.size.wholes,
+                seed=self.seed, report=self.report,
+            )  # fmt: skip
+            vae.save_pretrained(folder)
+        vae = AutoencoderKL.from_pretrained(folder)
+        return vae.eval().requires_grad_(False).to(self.device)
+
+    def latents(self, *kinds: tuple[int, int, str | None]) -> tuple[Tensor, list[str]]:
+        """Latents (N, C, h, w) float16 of scenes of each (count, seed, kind), and captions."""
+        parts, captions = [], []
+        for count, seed, kind in kinds:
+            images, words = self.small(count, seed, kind)
+            parts.append(latents_of(self.plain, images, self.device).half())
+            captions += words
+        self.report(f"{len(captions)} scenes encoded")
+        return torch.cat(parts), captions
+
+    def painted(
+        self, file: Path, kinds: tuple[tuple[int, int, str | None], ...], **how: Any
+    ) -> Painter:
+        """The painter in `file`, trained on scenes of these kinds if need be."""
+        if not file.exists():
+            latents, captions = self.latents(*kinds)
+            painter = train_painter(
+                latents, captions, self.tokenizer, self.device, batch=self.size.batch,
+                compiled=self.compiled, checkpoint=file.with_suffix(".checkpoint"),
+                report=self.report, **how,
+            )  # fmt: skip
+            save_file(painter.state_dict(), file)
+        painter = Painter(self.tokenizer)
+        painter.load_state_dict(load_file(file))
+        return painter
+
+    @functools.cached_property
+    def beginner(self) -> Painter:
+        return self.painted(
+            self.work / "beginner.safetensors",
+            ((self.size.scenes, 1, None),),
+            steps=self.size.painter,
+            seed=self.seed,
+        )
+
+    @functools.cached_property
+    def painter(self) -> Painter:
+        """Goes on with more portraits, the hardest, half of them with every other a straw hat: hats
+        are too rare in the scenes to mean anything."""
+        count = self.size.scenes
+        kinds = (
+            (count // 4, 2, None),
+            (count // 8, 3, scenes.KINDS[2]),
+            (count // 8, 4, scenes.HATS),
+        )
+        return self.painted(
+            self.work / "painter.safetensors", kinds, begun=self.beginner,
+            steps=self.size.portraits, seed=self.seed + 1, learning_rate=4e-4,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def sharp(self) -> AutoencoderKL:
+        """The autoencoder for 256x256; it learns from the beginner, whose errors are larger."""
+        folder = self.work / "sharp"
+        if not folder.exists():
+            pictures, _, captions = scenes.draw_many(min(self.size.scenes, 9000), self.seed + 5)
+            images = torch.from_numpy(pictures)
+            sharp = train_sharp(
+                self.plain, self.beginner, images,
+                latents_of(self.plain, halved(images), self.device).half(), captions,
+                self.tokenizer, self.device, matched=self.size.matched, refined=self.size.refined,
+                seed=self.seed, checkpoint=self.work / "sharp.checkpoint", report=self.report,
+            )  # fmt: skip
+            sharp.save_pretrained(folder)
+        sharp = AutoencoderKL.from_pretrained(folder)
+        return sharp.eval().requires_grad_(False).to(self.device)
+
+    @functools.cached_property
+    def segmenter(self) -> SegformerForSemanticSegmentation:
+        folder = self.work / "segmenter"
+        if not folder.exists():
+            pictures, labels, _ = scenes.draw_many(min(self.size.scenes, 6000), self.seed + 6)
+            segmenter = train_segmenter(
+                torch.from_numpy(pictures), torch.from_numpy(labels), self.sharp, self.device,
+                steps=self.size.segmenter, seed=self.seed, report=self.report,
+            )  # fmt: skip
+            save_segmenter(segmenter, folder)
+        return SegformerForSemanticSegmentation.from_pretrained(folder).to(self.device)
 
 
 def make(
     size: Size, device: torch.device, seed: int, work: Path, out: Path, compiled: bool
 ) -> None:
-    """All stages in order; `out` gets tiny_world/, tiny_world_segmenter/ and tiny_world.png."""
-    work.mkdir(parents=True, exist_ok=True)
-    started = time.time()
-
-    def report(text: str) -> None:
-        print(f"[{(time.time() - started) / 60:6.1f} min] {text}", flush=True)
-
-    pictures, labels, captions = scenes.draw_many(size.scenes, seed=seed + 1)
-    images = torch.from_numpy(pictures)
-    report(f"{len(images)} scenes drawn")
-
-    if not (work / "vae").exists():
-        vae = train_autoencoder(
-            images, device, crops=size.crops, wholes=size.wholes, seed=seed, report=report
-        )
-        vae.save_pretrained(work / "vae")
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval().requires_grad_(False).to(device)
-
-    tokenizer = save_tokenizer(scenes.WORDS, work / "tokenizer")
-    learnt, finished = work / "painter.safetensors", work / "painter_hats.safetensors"
-    if not finished.exists():
-        latents = kept(work / "latents.safetensors", lambda: latents_of(vae, images, device))
-        report("scenes encoded")
-        train_on = functools.partial(
-            train_painter, tokenizer=tokenizer, device=device, batch=size.batch, compiled=compiled,
-            checkpoint=work / "painter.checkpoint", report=report,
-        )  # fmt: skip
-        if not learnt.exists():
-            painter = train_on(latents, captions, steps=size.painter, seed=seed)
-            save_file(painter.state_dict(), learnt)
-        # Hats are too rare in the scenes to mean anything: go on with every sixth a straw hat.
-        third = size.scenes // 6
-        pictures, _, more = scenes.draw_many(third, seed=seed + 2, kind=scenes.HATS)
-        hats = latents_of(vae, torch.from_numpy(pictures), device).half()
-        painter = train_on(
-            torch.cat([latents[: 2 * third], hats]), captions[: 2 * third] + more,
-            steps=size.hats, seed=seed + 1, learning_rate=6e-4,
-            begun=load_painter(learnt, tokenizer),
-        )  # fmt: skip
-        save_file(painter.state_dict(), finished)
-    painter = load_painter(finished, tokenizer)
-
-    if not (work / "segmenter").exists():
-        some = min(len(images), 6000)
-        segmenter = train_segmenter(
-            images[:some], torch.from_numpy(labels[:some]), vae, device,
-            steps=size.segmenter, seed=seed, report=report,
-        )  # fmt: skip
-        save_segmenter(segmenter, work / "segmenter")
-    segmenter = SegformerForSemanticSegmentation.from_pretrained(work / "segmenter").to(device)
-
+    """All stages; `out` gets tiny_world/, tiny_world_segmenter/ and tiny_world.png."""
+    shop = Workshop(size, device, seed, work, compiled)
     world, eye = out / "tiny_world", out / "tiny_world_segmenter"
-    save_painter(painter, tokenizer, vae, world)
-    save_segmenter(segmenter, eye)
-    sample_sheet(world, out / "tiny_world.png")
-    figures = measure(world, eye, size.judged, report)
+    save_segmenter(shop.segmenter, eye)  # before the parts it needs go in half precision
+    save_painter(shop.painter, shop.tokenizer, shop.sharp, world)
+    sample_sheet(world, out / "tiny_world.png", rows=min(6, size.judged // 8))
+    figures = measure(world, eye, size.judged, shop.report)
     write_cards(world, eye, figures)
-    report("done: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-
-
-def load_painter(file: Path, tokenizer: CLIPTokenizer) -> Painter:
-    painter = Painter(tokenizer)
-    painter.load_state_dict(load_file(file))
-    return painter
-
-
-def kept(file: Path, make_it: Callable[[], Tensor]) -> Tensor:
-    """The tensor in `file`, made and written there, in half precision, if need be."""
-    if not file.exists():
-        save_file({"value": make_it().half().contiguous()}, file)
-    return load_file(file)["value"]
+    shop.report("done: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
 
 def main() -> None:
@@ -141,11 +207,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/tiny-world"))
     parser.add_argument("--out", type=Path, default=ASSETS)
+    parser.add_argument(
+        "--stage", choices=STAGES, help="make this and what it needs only, beside other processes"
+    )
     parser.add_argument("--compile", action="store_true", help="needs a C++ compiler; faster")
     options = parser.parse_args()
     size = SIZES[options.size or ("gpu" if options.device.startswith("cuda") else "cpu")]
     device = torch.device(options.device)
-    make(size, device, options.seed, options.work, options.out, options.compile)
+    if options.stage:
+        shop = Workshop(size, device, options.seed, options.work, options.compile)
+        getattr(shop, options.stage)
+    else:
+        make(size, device, options.seed, options.work, options.out, options.compile)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Tiny World's autoencoder, a small `AutoencoderKL`: 128x128 pictures to 16x16 latents and back."""
+"""Tiny World's first autoencoder, a small `AutoencoderKL`: 128x128 pictures to 16x16 latents and
+back. It makes the latents that the painter learns; `sharp.py` decodes them to twice the size."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from .training import batch_at, generator_at, train
+from .training import batch_at, generator_at, half_precision, train
 
 LATENT_CHANNELS = 16
 NOISE = 0.06  # standard deviation of the noise the decoder is taught to ignore, in latent units
@@ -41,8 +42,28 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
 
 
+def picture_loss(y: Tensor, x: Tensor) -> Tensor:
+    """Squared and absolute error of `y` against `x` (B, 3, H, W), and the error of the edges."""
+    (dy, dx), (ty, tx) = edges(y), edges(x)
+    return (
+        8 * F.mse_loss(y, x)
+        + 0.5 * F.l1_loss(y, x)
+        + 0.5 * F.l1_loss(dy, ty)
+        + 0.5 * F.l1_loss(dx, tx)
+    )
+
+
+def halved(images: Tensor) -> Tensor:
+    """(N, H, W, 3) uint8 at half the size, each pixel the mean of four."""
+    parts = []
+    for part in images.split(256):  # a float copy of all would take four times the memory
+        small = F.avg_pool2d(part.permute(0, 3, 1, 2).float(), 2)
+        parts.append(small.round().byte().permute(0, 2, 3, 1))
+    return torch.cat(parts)
+
+
 def encode(vae: AutoencoderKL, x: Tensor) -> Tensor:
-    """The mean of the posterior, unscaled: (B, 3, H, W) in [-1, 1] to (B, C, H/8, W/8)."""
+    """The mean of the posterior, unscaled: (B, 3, H, W) in [-1, 1] to (B, C, h, w)."""
     return vae.quant_conv(vae.encoder(x)).chunk(2, dim=1)[0]
 
 
@@ -80,8 +101,8 @@ def _loss_on_squares(
 ) -> Callable[[object, int], Tensor]:
     """The loss of one step on random squares of `size` pixels.
 
-    It is squared and absolute error, the error of the edges, and a pull of the latents towards
-    zero, which with the noise plays the part of the KL term: each latent is as loud as it is worth.
+    It is that of the picture, and a pull of the latents towards zero, which with the noise plays
+    the part of the KL term: each latent is as loud as it is worth.
     """
     core = _WithLoss(vae)
 
@@ -106,18 +127,10 @@ class _WithLoss(torch.nn.Module):
         self.vae = vae
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with half_precision(x.device):
             z = encode(self.vae, x)
             y = self.vae.decoder(self.vae.post_quant_conv(z + NOISE * noise))
-        y, z = y.float(), z.float()
-        (dy, dx), (ty, tx) = edges(y), edges(x)
-        return (
-            8 * F.mse_loss(y, x)
-            + 0.5 * F.l1_loss(y, x)
-            + 0.5 * F.l1_loss(dy, ty)
-            + 0.5 * F.l1_loss(dx, tx)
-            + 1e-3 * z.square().mean()
-        )
+        return picture_loss(y.float(), x) + 1e-3 * z.float().square().mean()
 
 
 @torch.no_grad()

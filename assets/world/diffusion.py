@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from transformers import CLIPTokenizer
 
 from .autoencoder import LATENT_CHANNELS
 from .text import new_text_encoder
-from .training import batch_at, generator_at, train
+from .training import batch_at, generator_at, half_precision, train
 
 DROPPED = 0.1  # share of captions left empty, for classifier-free guidance
 SNR_CAP = 5.0  # as in "min-SNR" weighting, Hang et al., arXiv 2303.09556
@@ -97,7 +98,8 @@ def train_painter(
     torch.manual_seed(seed)
     ids, empty = tokens_of(tokenizer, captions), tokens_of(tokenizer, [""])
     alphas = new_scheduler().alphas_cumprod
-    painter = (begun or Painter(tokenizer)).to(device).requires_grad_()
+    painter = copy.deepcopy(begun) if begun else Painter(tokenizer)
+    painter = painter.to(device).requires_grad_()
     predict = torch.compile(painter) if compiled else painter
     # On a CPU the plain attention is a third faster: the fused one's backward pass is slow.
     on_cpu = device.type == "cpu"
@@ -114,7 +116,7 @@ def train_painter(
         alpha = alphas[t].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         wanted = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        with torch.autocast(device.type, torch.bfloat16), attention():
+        with half_precision(device), attention():
             v = predict(noisy.to(device), t.to(device), words.to(device))
         error = (v.float() - wanted.to(device)).square().mean((1, 2, 3))
         weight = (SNR_CAP * (1 - alphas[t])).clamp(max=1)  # min(SNR + 1, cap) / (SNR + 1)

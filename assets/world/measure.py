@@ -54,7 +54,8 @@ def sample_sheet(folder: Path, file: Path, rows: int = 6, columns: int = 8) -> N
     prompts = [scenes.KINDS[index % 3] for index in range(count)]
     images = sample(folder, prompts, list(range(count)))
     grid = images.unflatten(0, (rows, columns)).permute(0, 2, 1, 3, 4)
-    Image.fromarray(grid.reshape(rows * 128, columns * 128, 3).numpy()).save(file)
+    side = images.shape[1]
+    Image.fromarray(grid.reshape(rows * side, columns * side, 3).numpy()).save(file)
 
 
 def measure(
@@ -65,7 +66,7 @@ def measure(
     segmenter = SegformerForSemanticSegmentation.from_pretrained(eye).eval()
     pipeline = StableDiffusionPipeline.from_pretrained(world)
     vae = pipeline.vae
-    pictures, labels, _ = scenes.draw_many(192, seed=UNSEEN)
+    pictures, labels, _ = scenes.draw_many(min(192, count), seed=UNSEEN)
     images, truth = torch.from_numpy(pictures), torch.from_numpy(labels)
     again = pictures_of(vae, latents_of(vae, images, device), device)
     parts = {"vae": vae, "unet": pipeline.unet, "text": pipeline.text_encoder}

@@ -17,21 +17,18 @@ from transformers import (
 
 from . import scenes
 from .autoencoder import latents_of, pictures_of
-from .training import batch_at, train
+from .training import batch_at, half_precision, train
 
 MEAN, STD = 0.5, 0.5
 
 
 def new_segmenter() -> SegformerForSemanticSegmentation:
-    """SegFormer's own shape, narrow; its first stage halves the picture instead of quartering it,
-    because at 128x128 a fir tree is ten pixels wide."""
+    """SegFormer's own shape, narrow."""
     return SegformerForSemanticSegmentation(
         SegformerConfig(
             depths=[1, 1, 1, 1],
             hidden_sizes=[24, 48, 96, 128],
             num_attention_heads=[1, 2, 3, 4],
-            strides=[2, 2, 2, 2],
-            patch_sizes=[5, 3, 3, 3],
             mlp_ratios=[2, 2, 3, 4],
             decoder_hidden_size=96,
             drop_path_rate=0.0,
@@ -71,7 +68,7 @@ def train_segmenter(
     batch: int = 12,
     report: Callable[[str], None] = print,
 ) -> SegformerForSemanticSegmentation:
-    """Learn on `images` (N, 128, 128, 3) uint8 with `labels` (N, 128, 128), half of them worn."""
+    """Learn on `images` (N, 256, 256, 3) uint8 with `labels` (N, 256, 256), half of them worn."""
     torch.manual_seed(seed)
     half = len(images) // 2
     images = torch.cat([images[:half], worn(vae, images[half:], device, seed)])
@@ -82,7 +79,7 @@ def train_segmenter(
         x, y = images[chosen], labels[chosen].long().to(device)
         if step % 2:
             x, y = x.flip(2), y.flip(2)
-        with torch.autocast(device.type, torch.bfloat16):
+        with half_precision(device):
             logits = logits_of(model, x)
         return F.cross_entropy(logits, y) + dice_loss(logits, y)
 

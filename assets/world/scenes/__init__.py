@@ -1,6 +1,6 @@
 """Tiny World: a picture book drawn by a program.
 
-Every scene is drawn from a seed on a 512x512 canvas and reduced to 128x128. It comes with a
+Every scene is drawn from a seed on a 1024x1024 canvas and reduced to 256x256. It comes with a
 caption made from what was drawn and with the exact class of every pixel, because each shape is
 painted on the picture and on the label map by the same call.
 
@@ -36,7 +36,7 @@ CHUNK = 256  # so many scenes are worth a process
 class Scene(NamedTuple):
     """One picture of the world.
 
-    image: (128, 128, 3) uint8. labels: (128, 128) uint8, indices into LABELS.
+    image: (256, 256, 3) uint8. labels: (256, 256) uint8, indices into LABELS.
     """
 
     image: np.ndarray
@@ -52,17 +52,17 @@ def draw(seed: int | tuple[int, int], kind: str | None = None) -> Scene:
 
 
 def draw_many(
-    count: int, seed: int, kind: str | None = None, workers: int | None = None
+    count: int, seed: int, kind: str | None = None, workers: int | None = None, first: int = 0
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Images (N, 128, 128, 3) uint8, labels (N, 128, 128) uint8, and N captions.
+    """Images (N, 256, 256, 3) uint8, labels (N, 256, 256) uint8, and N captions.
 
-    Scene i depends on (seed, i) and `kind` alone. workers: processes to draw with; None means one
-    per core.
+    Scene i depends on (seed, i) and `kind` alone; `first` is the first i. workers: processes to
+    draw with; None means one per core.
     """
     images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
     labels = np.empty((count, SIZE, SIZE), dtype=np.uint8)
     captions = []
-    seeds = [(seed, index) for index in range(count)]
+    seeds = [(seed, index) for index in range(first, first + count)]
     workers = min(workers or multiprocessing.cpu_count(), -(-count // CHUNK))
     with ExitStack() as stack:
         one = functools.partial(draw, kind=kind)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIZE = 128
+SIZE = 256
 OVERSAMPLING = 4  # the canvas is this much larger than the picture, for soft edges
 CANVAS = SIZE * OVERSAMPLING
 
@@ -155,7 +155,7 @@ class Canvas:
         self._classes.rectangle((0, top, CANVAS, bottom), fill=self._label)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """The picture (128, 128, 3) and its labels (128, 128), both uint8."""
+        """The picture (256, 256, 3) and its labels (256, 256), both uint8."""
         middle = OVERSAMPLING // 2
         labels = np.asarray(self._labels)[middle::OVERSAMPLING, middle::OVERSAMPLING]
         return np.array(self._picture.reduce(OVERSAMPLING)), labels.copy()
