@@ -24,10 +24,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # other work take nearly three times as long, and alone no less. Read as torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-from .config import EXPERIMENTS, Settings, settings_for
 from .errors import PxpoError
 from .lora import Lora, adapter, load_lora, new_lora, save_lora
 from .models import DiffusionModel, load_model
+from .progress import Progress, finish
 from .rewards import (
     REWARDS,
     ColorReward,
@@ -38,8 +38,9 @@ from .rewards import (
     paint_by_label,
     painted_map,
 )
-from .rollout import Noise, Progress, Trajectory, finish, rollout
+from .rollout import Noise, Trajectory, rollout
 from .run import Run, Score, Update, annotate, back, begin, generate, learn, scored, teach
+from .settings import EXPERIMENTS, Settings, settings_for
 from .store import load_run, save_run
 from .update import update
 

@@ -18,14 +18,14 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from .card import base_of, write_folder
-from .config import EXPERIMENTS, PAINTED, Settings, checked, kind_of, settings_for
 from .errors import PxpoError, RewardError, RunError, SettingError
 from .hub import pull, push
 from .models import DiffusionModel, best_device, load_model
 from .plots import heat_map, strip
+from .progress import Progress
 from .rewards import REWARDS, Option, Reward, RewardKind, RewardSpec, Tools, painted_map
-from .rollout import Progress
 from .run import Run, annotate, begin, generate, resolved, scored, teach
+from .settings import EXPERIMENTS, PAINTED, Settings, checked, kind_of, settings_for
 from .store import check_free, claim, new_folder, open_run, pack, save_run
 
 Result = TypeVar("Result")

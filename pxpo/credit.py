@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .config import Credit
 from .errors import RewardError
+from .settings import Credit
 
 WINDOW = 4
 """How many earlier maps are looked back on: the pictures change as the run goes on."""

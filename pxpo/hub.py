@@ -24,7 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .errors import HubError
 from .lora import FILE_NAME, Lora, load_lora
-from .rollout import Progress
+from .progress import Progress
 
 ENDPOINT: str | None = None
 """The Hub's address; None means HF_ENDPOINT's or huggingface.co."""

@@ -5,39 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .config import Sampling
 from .errors import SettingError
 from .models.base import Cond, DiffusionModel, some
+from .progress import Progress
+from .settings import Sampling
 from .steps import Steps
-
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a long piece of work stands, handed to the caller between two of its steps.
-
-    latents: (B, C, h, w), the images as the model now expects them to become, while sampling.
-    """
-
-    phase: str
-    done: int
-    total: int
-    latents: Tensor | None = None
-
-
-def finish(work: Generator[Progress, None, Result]) -> Result:
-    """Run a generator to its end and return its result, for callers who need no progress."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .config import Settings
 from .credit import downsample, filled, latent_credit
 from .errors import RewardError, RunError
 from .lora import Lora, adapter, new_lora, weights_of
 from .models import DiffusionModel
+from .progress import Progress
 from .rewards import Opinion, Reward, RewardSpec, paint_layer
-from .rollout import Noise, Progress, Trajectory, derived_seed, rollout
+from .rollout import Noise, Trajectory, derived_seed, rollout
+from .settings import Settings
 from .update import Report, update
 
 SHOWING = "showing"

@@ -27,12 +27,12 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors
 from torch import Tensor
 
-from .config import Settings
 from .embedded import TINY_WORLD
 from .errors import RunError
 from .lora import Lora
 from .rewards import Opinion, RewardSpec
 from .run import Run, Score, Update
+from .settings import Settings
 
 FORMAT = 3
 """Version of the files that `save_run` writes."""

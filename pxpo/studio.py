@@ -27,16 +27,16 @@ from typing import Any
 from PIL import Image
 
 from .card import base_of, score_curve, write_folder
-from .config import PAINTED, Settings, settings_for
 from .embedded import TINY_SEGMENTER
 from .errors import RunError
 from .hub import push
 from .lora import FILE_NAME, Lora, check_fits
 from .models import DiffusionModel
 from .plots import heat_map
+from .progress import Progress
 from .rewards import RewardSpec, Segmenter, Tools, painted_map
-from .rollout import Progress
 from .run import Run, back, begin, generate, resolved, teach
+from .settings import PAINTED, Settings, settings_for
 from .store import load_run, pack, save_run, unpack
 
 MOST_BEGUN = 16  # beginnings in memory

@@ -28,7 +28,7 @@ Departures from the paper, all of them settings:
   learn is how to paint it as the base model would.
 - `unconditional="detached"` and `timesteps` < 1 trade exactness for speed (README, Measured).
 
-The preset "paper" of config.py has none of the last five.
+The preset "paper" of settings.py has none of the last five.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .config import Learning
 from .errors import DivergedError, RewardError, SettingError
 from .lora import without_lora
 from .models.base import DiffusionModel, some
-from .rollout import Progress, Trajectory
+from .progress import Progress
+from .rollout import Trajectory
+from .settings import Learning
 from .steps import Steps
 
 

@@ -37,7 +37,7 @@ from pxpo import (  # noqa: E402
     rollout,
     settings_for,
 )
-from pxpo.config import PAINTED  # noqa: E402
+from pxpo.settings import PAINTED  # noqa: E402
 
 PORT = 7899
 PAINT = ROOT / "assets" / "opening" / "paint.png"

@@ -40,8 +40,8 @@ from pxpo import (  # noqa: E402
     settings_for,
 )
 from pxpo.__main__ import quiet  # noqa: E402
-from pxpo.config import PAINTED  # noqa: E402
 from pxpo.plots import strip, to_picture  # noqa: E402
+from pxpo.settings import PAINTED  # noqa: E402
 
 HELD_OUT = 10_000_000  # seeds from here on are for measuring
 

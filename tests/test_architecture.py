@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pxpo"
 
 LAYERS = [
-    {"errors", "embedded"},
-    {"config"},
+    {"errors", "embedded", "progress"},
+    {"settings"},
     {"steps", "credit"},
     {"models"},
     {"lora", "rollout"},

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import adaptive_avg_pool2d, conv2d
 
-from pxpo.config import Credit
 from pxpo.credit import (
     against_past,
     by_area,
@@ -18,6 +17,7 @@ from pxpo.credit import (
     standardise,
 )
 from pxpo.errors import RewardError
+from pxpo.settings import Credit
 
 sizes = st.tuples(st.integers(1, 24), st.integers(1, 24))
 seeds = st.integers(0, 2**31)

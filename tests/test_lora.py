@@ -5,7 +5,6 @@ import torch
 from conftest import random_lora, random_pipeline
 from safetensors.torch import load_file, save_file
 
-from pxpo.config import Sampling
 from pxpo.errors import LoraError
 from pxpo.lora import (
     FILE_NAME,
@@ -18,7 +17,9 @@ from pxpo.lora import (
     weights_of,
     without_lora,
 )
-from pxpo.rollout import Noise, finish, rollout
+from pxpo.progress import finish
+from pxpo.rollout import Noise, rollout
+from pxpo.settings import Sampling
 
 SAMPLING = Sampling(steps=2, guidance_scale=2.0)
 

@@ -5,11 +5,12 @@ import torch
 from conftest import random_lora, random_pipeline
 from diffusers import DDIMScheduler
 
-from pxpo.config import Sampling
 from pxpo.errors import SettingError
 from pxpo.lora import adapter
 from pxpo.models import StableDiffusion
-from pxpo.rollout import Noise, derived_seed, finish, rollout
+from pxpo.progress import finish
+from pxpo.rollout import Noise, derived_seed, rollout
+from pxpo.settings import Sampling
 
 SAMPLING = Sampling(steps=3, guidance_scale=2.5)
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from reference import Ddim
 from torch.distributions import Normal
 
-from pxpo.config import Sampling
 from pxpo.errors import SettingError
 from pxpo.models import StableDiffusion
+from pxpo.settings import Sampling
 from pxpo.steps import Steps, flow_steps, pixel_log_prob, velocity_steps
 
 SHAPE = (2, 4, 3, 5)

@@ -12,12 +12,13 @@ from reference import Ddim
 from torch.distributions import Normal, kl_divergence
 from torch.nn import Parameter
 
-from pxpo.config import Learning, Sampling
 from pxpo.credit import smooth
 from pxpo.errors import DivergedError, PxpoError, RewardError, SettingError
 from pxpo.lora import adapter, weights_of, without_lora
 from pxpo.models import DiffusionModel, StableDiffusion
-from pxpo.rollout import Noise, Trajectory, finish, rollout
+from pxpo.progress import finish
+from pxpo.rollout import Noise, Trajectory, rollout
+from pxpo.settings import Learning, Sampling
 from pxpo.steps import pixel_log_prob
 from pxpo.update import accumulate_gradient, update
 

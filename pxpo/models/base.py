@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import Sampling
 from ..errors import PxpoError, SettingError
+from ..settings import Sampling
 from ..steps import Steps
 
 logger = logging.getLogger(__name__)

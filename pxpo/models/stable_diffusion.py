@@ -11,8 +11,8 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from ..config import Sampling
 from ..errors import ModelError, SettingError
+from ..settings import Sampling
 from ..steps import Steps, epsilon_steps, velocity_steps
 from .base import Cond, DiffusionModel
 

@@ -95,7 +95,7 @@ class RewardKind:
 
     name: for commands and files. title: of the page's tab. help: one line. words: the options to
     the name of the reward for people. make: the tools and the options to the Reward. experiment:
-    whose settings (config.EXPERIMENTS) it learns with. prompt: its own default one, if not that
+    whose settings (settings.EXPERIMENTS) it learns with. prompt: its own default one, if not that
     experiment's. by_hand: a person paints it; `make` is for what may paint in their stead.
     """
 

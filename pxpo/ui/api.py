@@ -14,11 +14,11 @@ import pydantic
 from gradio import FileData
 from PIL import Image
 
-from ..config import Settings
 from ..errors import PxpoError, SettingError
+from ..progress import Progress
 from ..rewards import REWARDS, RewardSpec
-from ..rollout import Progress
 from ..run import Run
+from ..settings import Settings
 from ..studio import MOST_UPDATES, Studio
 from .events import EXAMPLES
 from .parts import errors_as_messages, large, served, throttled

@@ -15,8 +15,8 @@ from PIL import Image
 from ..errors import PxpoError
 from ..lora import Lora, load_lora
 from ..plots import to_picture
+from ..progress import Progress
 from ..rewards import RewardSpec, painted_map
-from ..rollout import Progress
 from ..run import SHOWING, Run
 from ..studio import Studio
 from .parts import CANVAS, errors_as_messages, large, refusal, served, throttled

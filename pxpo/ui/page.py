@@ -11,7 +11,7 @@ import gradio as gr
 from gradio.utils import get_space
 
 from ..card import base_of
-from ..config import Settings
+from ..settings import Settings
 from ..studio import MOST_UPDATES, Studio
 from . import api
 from .canvas import Canvas, sketch

@@ -17,11 +17,11 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from torch import Tensor
 
-from ..config import Settings
 from ..embedded import OPENING, TINY_WORLD
 from ..errors import PxpoError
 from ..models import DiffusionModel
 from ..plots import to_picture
+from ..settings import Settings
 from ..store import write_whole
 
 CANVAS = 512  # pixels, a side
@@ -119,7 +119,7 @@ def served(picture: Image.Image) -> str:
 
 
 def setting(name: str, label: str, value: Any = None, note: str = "") -> gr.Number:
-    """A number field with config.py's help; its limits are checked, and explained, there."""
+    """A number field with settings.py's help; its limits are checked, and explained, there."""
     entry = next(entry for entry in fields(Settings) if entry.name == name)
     precision = 0 if isinstance(entry.default, int) else None
     return gr.Number(value, label=label, info=entry.metadata["help"] + note, precision=precision)

@@ -3,8 +3,8 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from pxpo.config import EXPERIMENTS, PAINTED, Credit, Learning, Sampling, Settings, settings_for
 from pxpo.errors import PxpoError, SettingError
+from pxpo.settings import EXPERIMENTS, PAINTED, Credit, Learning, Sampling, Settings, settings_for
 
 BELOW = [
     ("steps", 0, "1"),
