@@ -187,9 +187,9 @@ def learn(
     if settings.baseline == "past":  # the reward's earlier maps, on other pictures, count as well
         past = [one.latent_reward for one in run.updates[1:] if one.reward == reward]
     credit = latent_credit(latent_reward, settings, past)
-    loudest = torch.stack([latent_reward, *past]).abs().amax(dim=0)
-    silence = 1 - (1 - settings.hold_painted) * loudest / loudest.max().clamp(min=1e-12)
-    silence *= 1 + settings.hold_growth * filled(latent_reward, past)[:, None, None]
+    largest = torch.stack([latent_reward, *past]).abs().amax(dim=0)
+    hold_map = 1 - (1 - settings.hold_painted) * largest / largest.max().clamp(min=1e-12)
+    hold_map *= 1 + settings.hold_growth * filled(latent_reward, past)[:, None, None]
     before = run.updates[-1]
     metrics = {
         "reward": reward_maps.mean().item(),
@@ -205,7 +205,7 @@ def learn(
     with adapter(model, before.lora) as parameters:
         optimizer = _optimizer(parameters, learning, before.optimizer)
         report = yield from update(
-            model, parameters, optimizer, trajectory, credit, learning, silence=silence,
+            model, parameters, optimizer, trajectory, credit, learning, hold_map=hold_map,
             generator=torch.Generator().manual_seed(derived_seed(settings.seed, run.count, 2)),
         )  # fmt: skip
         lora = replace(before.lora, weights=weights_of(parameters))

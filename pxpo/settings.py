@@ -119,7 +119,7 @@ class Learning(_Validated):
     )
     step_weights: str = _setting(
         "flat",
-        "how loud each step speaks: as in Eq. 6, all alike, or as loud as its noise is large",
+        "how much each step weighs: as in Eq. 6, all alike, or in proportion to its noise",
         choices=("paper", "flat", "early"),
     )
     step_noise: str = _setting(

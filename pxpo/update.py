@@ -13,9 +13,9 @@ Departures from the paper, all of them settings:
 - Eq. 6 sums over time and pixels, Fig. 2's caption averages; we average. A latent pixel's
   log-probability is the sum over its channels (the paper does not say).
 - `baseline="location"`, `"area"` and `"past"` replace the paper's standardisation (`"global"`).
-- `step_weights="flat"` replaces |c / sigma|, which makes the last, detail-making steps the loudest,
-  by 1: in what the network says, each step is as loud as any other. `"early"` multiplies that by
-  sigma over its mean: the first steps, which lay the picture out, then speak louder than the last.
+- `step_weights="flat"` replaces |c / sigma|, which weighs the last, detail-making steps most, by 1:
+  in what the network says, each step then weighs the same. `"early"` multiplies that by sigma over
+  its mean: the first steps, which lay the picture out, then weigh more than the last.
 - `step_noise="expected"` puts E[z | x_t, x_0] for z, as large at each step. As the reward is a
   function of x_0, the mean gradient would be the same and what is left out is noise
   (Rao-Blackwell), were the model's own mean right; so it wants a baseline of about the mean reward.
@@ -67,18 +67,18 @@ def update(
     credit: Tensor,
     learning: Learning,
     *,
-    silence: Tensor | None = None,
+    hold_map: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Generator[Progress, None, Report]:
     """One optimizer step on `parameters`, the LoRA attached to `model`; yields after each chunk.
 
-    credit: (B, h, w), the weight A of each latent pixel. silence: (B, h, w), 0 or more, how much
+    credit: (B, h, w), the weight A of each latent pixel. hold_map: (B, h, w), 0 or more, how much
     of `hold` pulls there; 1 everywhere when None. generator: draws the steps when `timesteps` < 1.
     The result does not depend on the size of the chunks beyond float rounding.
     Raises DivergedError, before anything is changed, when the gradient is not finite.
     """
     report = yield from accumulate_gradient(
-        model, parameters, trajectory, credit, learning, silence=silence, generator=generator
+        model, parameters, trajectory, credit, learning, hold_map=hold_map, generator=generator
     )
     if not math.isfinite(report.grad_norm):
         optimizer.zero_grad()
@@ -99,23 +99,23 @@ def accumulate_gradient(
     credit: Tensor,
     learning: Learning,
     *,
-    silence: Tensor | None = None,
+    hold_map: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Generator[Progress, None, Report]:
     """Set each parameter's .grad to the gradient of
 
-        - mean over (step, image, pixel) of A log p  +  hold * mean of silence * KL(p || base)
+        - mean over (step, image, pixel) of A log p  +  hold * mean of hold_map * KL(p || base)
 
     as described above; arguments as in `update`. A pixel's KL divergence is half the sum
-    over channels of (c / sigma)^2 (out - out_base)^2, with `loudness` for c / sigma.
+    over channels of (c / sigma)^2 (out - out_base)^2, with `step_weights` for c / sigma.
     """
     images, (h, w) = trajectory.latents.shape[1], trajectory.size
     _check("credit", credit, (images, h, w))
-    silence = torch.ones_like(credit) if silence is None else silence
-    _check("silence", silence, (images, h, w))
+    hold_map = torch.ones_like(credit) if hold_map is None else hold_map
+    _check("hold_map", hold_map, (images, h, w))
     chosen = _chosen_steps(trajectory.steps.sigma, learning.timesteps, generator)
     pairs = torch.cartesian_prod(chosen, torch.arange(images))  # (P, 2): step, image
-    weights = loudness(trajectory.steps, learning.step_weights)
+    weights = step_weights(trajectory.steps, learning.step_weights)
     # With the unconditional half detached, guidance is a mere factor on the conditional one.
     detached = learning.unconditional == "detached"
     guidance = 1.0 if detached else trajectory.guidance_scale
@@ -137,7 +137,7 @@ def accumulate_gradient(
         kl = 0.0
         if learning.hold:
             drift = _drift(model, trajectory, step, image)
-            pull = weight**2 * silence[image, None] * drift
+            pull = weight**2 * hold_map[image, None] * drift
             kl = 0.5 * (pull * drift).sum().item()
             sent_back = sent_back + learning.hold * pull
         gradients = torch.autograd.grad(
@@ -157,17 +157,17 @@ def accumulate_gradient(
         torch.stack([p.grad.norm() for p in parameters.values() if p.grad is not None])
     )
     return Report(
-        norm.item(), divergence / (len(pairs) * max(silence.sum().item() / images, 1e-12))
+        norm.item(), divergence / (len(pairs) * max(hold_map.sum().item() / images, 1e-12))
     )
 
 
-def loudness(steps: Steps, step_weights: str) -> Tensor:
+def step_weights(steps: Steps, how: str) -> Tensor:
     """(T,): what z is multiplied by in d log p / d out. "paper": c / sigma; it is infinite where
     sigma is 0, but such steps are never learnt from."""
     ratio = steps.c / steps.sigma
-    if step_weights == "paper":
+    if how == "paper":
         return ratio
-    if step_weights == "early":
+    if how == "early":
         return ratio.sign() * steps.sigma / steps.sigma.mean()
     return ratio.sign()
 

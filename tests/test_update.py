@@ -158,9 +158,9 @@ def relative_loudness(ddim: Ddim, step_weights: str) -> torch.Tensor:
     return early / ddim.loudness
 
 
-def explicit_loss(model, trajectory, credit, learning, silence=None, chosen=None) -> torch.Tensor:
-    """-mean of A log p + hold * mean of silence * KL, in the words of the paper."""
-    silence = torch.ones_like(credit) if silence is None else silence
+def explicit_loss(model, trajectory, credit, learning, hold_map=None, chosen=None) -> torch.Tensor:
+    """-mean of A log p + hold * mean of hold_map * KL, in the words of the paper."""
+    hold_map = torch.ones_like(credit) if hold_map is None else hold_map
     chosen = range(len(trajectory.steps)) if chosen is None else chosen
     loudness = relative_loudness(model.ddim, learning.step_weights)
     losses = []
@@ -173,7 +173,7 @@ def explicit_loss(model, trajectory, credit, learning, silence=None, chosen=None
             with torch.no_grad(), without_lora(model):
                 base = at.mean(x_t, predicted(model, trajectory, index))
             kl = kl_divergence(Normal(mean, at.sigma), Normal(base, at.sigma)).sum(1)
-            losses.append((learning.hold * loud**2 * silence * kl).mean())
+            losses.append((learning.hold * loud**2 * hold_map * kl).mean())
     return sum(losses) / len(chosen)
 
 
@@ -198,7 +198,7 @@ def test_the_closed_form_is_the_gradient_of_the_explicit_loss(
     arguments = model, trajectory, credits(), learning, shares()
     loss = explicit_loss(*arguments)
     assert_same(
-        closed_form(*arguments[:4], silence=arguments[4]), by_autograd(loss, model.parameters)
+        closed_form(*arguments[:4], hold_map=arguments[4]), by_autograd(loss, model.parameters)
     )
 
 
@@ -393,26 +393,26 @@ def test_no_reward_leaves_only_the_hold(hold):
 
 def test_hold_pulls_only_where_the_map_is_silent():
     model, trajectory = table()
-    silence = torch.zeros(IMAGES, H, W, dtype=torch.float64)
-    silence[2, 1, 4] = 0.5
-    learning, nothing = replace(PAPER, hold=1.0), torch.zeros_like(silence)
-    pull = closed_form(model, trajectory, nothing, learning, silence=silence)["out"]
+    hold_map = torch.zeros(IMAGES, H, W, dtype=torch.float64)
+    hold_map[2, 1, 4] = 0.5
+    learning, nothing = replace(PAPER, hold=1.0), torch.zeros_like(hold_map)
+    pull = closed_form(model, trajectory, nothing, learning, hold_map=hold_map)["out"]
     assert (pull[:, 2, :, 1, 4] * model.parameters["out"][:, 2, :, 1, 4] > 0).all()
     assert pull.count_nonzero() == STEPS * C
 
 
 def test_the_report_holds_the_norm_and_the_mean_divergence_where_the_map_is_silent():
     model, trajectory = small()
-    silence, learning = shares(), replace(PAPER, hold=0.3)
+    hold_map, learning = shares(), replace(PAPER, hold=0.3)
     report = finish(
         accumulate_gradient(
-            model, model.parameters, trajectory, credits(), learning, silence=silence
+            model, model.parameters, trajectory, credits(), learning, hold_map=hold_map
         )
     )
     gradient = torch.cat([p.grad.flatten() for p in model.parameters.values()])
     assert report.grad_norm == pytest.approx(gradient.norm().item())
-    divergences = explicit_loss(model, trajectory, 0 * silence, replace(PAPER, hold=1.0), silence)
-    assert report.kl == pytest.approx((divergences / silence.mean()).item())
+    divergences = explicit_loss(model, trajectory, 0 * hold_map, replace(PAPER, hold=1.0), hold_map)
+    assert report.kl == pytest.approx((divergences / hold_map.mean()).item())
 
 
 def test_the_divergence_is_not_computed_without_a_hold():
@@ -444,8 +444,8 @@ def test_maps_of_another_shape_are_refused(shape):
     wanted = rf"these images need \({IMAGES}, {H}, {W}\)"
     with pytest.raises(RewardError, match=f"credit.*{wanted}"):
         closed_form(model, trajectory, credits(*shape), PAPER)
-    with pytest.raises(RewardError, match=f"silence.*{wanted}"):
-        closed_form(model, trajectory, credits(), PAPER, silence=shares(*shape))
+    with pytest.raises(RewardError, match=f"hold_map.*{wanted}"):
+        closed_form(model, trajectory, credits(), PAPER, hold_map=shares(*shape))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -469,9 +469,9 @@ def test_progress_counts_the_pairs_of_step_and_image():
 def test_the_gradient_does_not_depend_on_the_chunks(largest, learning):
     model, trajectory = small()
     arguments = model, trajectory, credits(), learning
-    expected = closed_form(*arguments, silence=shares())
+    expected = closed_form(*arguments, hold_map=shares())
     model._largest["learn"] = largest
-    assert_same(closed_form(*arguments, silence=shares()), expected, rtol=1e-12)
+    assert_same(closed_form(*arguments, hold_map=shares()), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("fails", ["with the LoRA", "with the base model"])
@@ -569,12 +569,12 @@ def real_trajectory(model, guidance_scale: float) -> Trajectory:
 def test_the_closed_form_is_the_gradient_of_the_explicit_loss_for_a_unet(
     real_model, guidance_scale, learning
 ):
-    credit, silence = credits(3, 8, 8).float(), shares(3, 8, 8).float()
+    credit, hold_map = credits(3, 8, 8).float(), shares(3, 8, 8).float()
     with adapter(real_model, random_lora(real_model)) as parameters:
         trajectory = real_trajectory(real_model, guidance_scale)
-        loss = explicit_loss(real_model, trajectory, credit, learning, silence)
+        loss = explicit_loss(real_model, trajectory, credit, learning, hold_map)
         expected = by_autograd(loss, parameters)
-        options = {"parameters": parameters, "silence": silence}
+        options = {"parameters": parameters, "hold_map": hold_map}
         actual = closed_form(real_model, trajectory, credit, learning, **options)
         real_model._largest["learn"] = 5
         in_chunks = closed_form(real_model, trajectory, credit, learning, **options)

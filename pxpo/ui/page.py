@@ -23,7 +23,7 @@ from .rewards import RewardTabs
 def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
     """Serve the page; `options` are those of Gradio's launch.
 
-    waiting: how many may stand in the queue; whoever comes then is told to try again
+    waiting: how many may stand in the queue; whoever comes then is asked to try again
     """
     blocks = page.build()
     blocks.queue(max_size=waiting).launch(
