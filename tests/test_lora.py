@@ -62,6 +62,8 @@ def test_a_new_lora_covers_the_attention_projections_in_float32(model):
         wanted = (3, module.in_features) if "lora_A" in name else (module.out_features, 3)
         assert tuple(weight.shape) == wanted
         assert bool(weight.any()) == ("lora_A" in name)
+        if "lora_A" in name:  # PEFT's own: uniform within 1 / sqrt of what comes in
+            assert 0.8 < weight.abs().max() * module.in_features**0.5 <= 1
 
 
 def test_a_new_lora_comes_from_its_seed_alone(model):
