@@ -28,7 +28,7 @@ from pxpo.studio import ModelThread, Studio
 gradio_client = pytest.importorskip("gradio_client")
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 60  # seconds
+LIMIT = 180  # seconds
 
 
 @pytest.fixture(scope="module")

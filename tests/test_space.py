@@ -173,7 +173,7 @@ def test_signing_in_with_a_browser_and_pushing(space, browser):
     page = browser.new_context().new_page()
     page.goto(address)
     page.wait_for_function(
-        "document.querySelector('#status textarea')?.value.includes('Paint what')", timeout=60_000
+        "document.querySelector('#status textarea')?.value.includes('Paint what')", timeout=180_000
     )
     page.get_by_role("button", name="Push to the Hugging Face Hub").click()
     page.locator("#repo input, #repo textarea").fill("ada/painted")
@@ -183,13 +183,13 @@ def test_signing_in_with_a_browser_and_pushing(space, browser):
     page.locator("#login").click()
     page.wait_for_function(
         "document.querySelector('#status textarea')?.value.includes('your run again')",
-        timeout=60_000,
+        timeout=180_000,
     )
     assert "contribute-repos" in provider.scopes.split()
     page.get_by_role("button", name="Push to the Hugging Face Hub").click()
     page.locator("#repo input, #repo textarea").fill("ada/painted")
     page.locator("#push").click()
-    page.locator("#pushed a").wait_for(timeout=60_000)
+    page.locator("#pushed a").wait_for(timeout=180_000)
     assert page.locator("#pushed a").get_attribute("href") == f"{hub.url}/ada/painted"
     assert hub.repos["ada/painted"]["pytorch_lora_weights.safetensors"]
     page.context.close()
