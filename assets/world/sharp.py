@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
@@ -133,9 +134,16 @@ def train_sharp(
         loss: Callable[[nn.Module, int], Tensor],
         **how: Any,
     ) -> nn.ModuleList:
-        part = checkpoint.with_suffix(f".{name}")
         module = nn.ModuleList(parts).requires_grad_(True).train()
-        return train(name, module, loss, checkpoint=part, report=report, **how)
+        finished = checkpoint.with_suffix(f".{name}.safetensors")
+        if finished.exists():  # before an interruption of what came after it
+            module.load_state_dict(load_file(finished))
+            return module
+        module = train(
+            name, module, loss, checkpoint=checkpoint.with_suffix(f".{name}"), report=report, **how
+        )
+        save_file({key: value.contiguous() for key, value in module.state_dict().items()}, finished)
+        return module
 
     sharp.encoder, sharp.quant_conv = learn(
         "encoder", (sharp.encoder, sharp.quant_conv), mismatch, steps=matched, learning_rate=1e-3
