@@ -181,13 +181,13 @@ def test_an_empty_map_says_something_against_the_past_alone(model, baseline, lea
 
 
 @pytest.fixture
-def silences(monkeypatch):
-    """The silence that each update is told of from here on."""
+def hold_maps(monkeypatch):
+    """The hold_map that each update is told of from here on."""
     heard = []
 
-    def listening(*arguments, silence, **options):
-        heard.append(silence)
-        return update(*arguments, silence=silence, **options)
+    def listening(*arguments, hold_map, **options):
+        heard.append(hold_map)
+        return update(*arguments, hold_map=hold_map, **options)
 
     monkeypatch.setattr(pxpo.run, "update", listening)
     return heard
@@ -195,7 +195,7 @@ def silences(monkeypatch):
 
 @pytest.mark.parametrize("left", [0.0, 0.5])
 @pytest.mark.parametrize(("baseline", "forgets"), [("past", False), ("area", True)])
-def test_hold_eases_where_it_was_painted_before(model, silences, baseline, forgets, left):
+def test_hold_eases_where_it_was_painted_before(model, hold_maps, baseline, forgets, left):
     alike = settings(baseline=baseline, hold_painted=left, hold_growth=0.0)
     run = finish(begin(model, alike))
     maps = torch.zeros(2, 8, 8)
@@ -204,14 +204,14 @@ def test_hold_eases_where_it_was_painted_before(model, silences, baseline, forge
         painted = maps.clone()
         painted[:, half] = 2.0
         run = finish(learn(model, run, painted))
-    rows = silences[0].shape[1]
-    upper, lower = (silences[1][:, part] for part in (slice(0, rows // 2), slice(rows // 2, None)))
-    assert (silences[0][:, : rows // 2] == left).all() and (silences[0][:, rows // 2 :] == 1).all()
+    rows = hold_maps[0].shape[1]
+    upper, lower = (hold_maps[1][:, part] for part in (slice(0, rows // 2), slice(rows // 2, None)))
+    assert (hold_maps[0][:, : rows // 2] == left).all() and (hold_maps[0][:, rows // 2 :] == 1).all()
     assert (lower == left).all()
     assert (upper == (1 if forgets else left)).all()
 
 
-def test_hold_grows_as_praise_fills_each_picture(model, silences):
+def test_hold_grows_as_praise_fills_each_picture(model, hold_maps):
     run = finish(begin(model, settings(hold_painted=0.0, hold_growth=4.0)))
     for share in (0.25, 0.75):  # of the first picture is praised, and as much of the second blamed
         run = finish(generate(model, run))
@@ -219,10 +219,10 @@ def test_hold_grows_as_praise_fills_each_picture(model, silences):
         painted[0, : round(8 * share)] = 2.0
         painted[1, : round(8 * share)] = -2.0
         run = finish(learn(model, run, painted))
-    for silence, filled in zip(silences, (0.25, 0.5), strict=True):  # the mean of the maps so far
-        praised, blamed = silence[:, -1]  # nothing was painted there
+    for hold_map, filled in zip(hold_maps, (0.25, 0.5), strict=True):  # the mean of the maps so far
+        praised, blamed = hold_map[:, -1]  # nothing was painted there
         assert (praised == 1 + 4 * filled).all() and (blamed == 1).all()
-        assert not silence[:, 0].any()
+        assert not hold_map[:, 0].any()
 
 
 def test_the_rate_rises_then_falls_evenly_over_the_epochs_and_stays_where_it_ended(
