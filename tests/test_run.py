@@ -182,7 +182,7 @@ def test_an_empty_map_says_something_against_the_past_alone(model, baseline, lea
 
 @pytest.fixture
 def hold_maps(monkeypatch):
-    """The hold_map that each update is told of from here on."""
+    """The hold_map that each update is given from here on."""
     heard = []
 
     def listening(*arguments, hold_map, **options):
@@ -206,7 +206,9 @@ def test_hold_eases_where_it_was_painted_before(model, hold_maps, baseline, forg
         run = finish(learn(model, run, painted))
     rows = hold_maps[0].shape[1]
     upper, lower = (hold_maps[1][:, part] for part in (slice(0, rows // 2), slice(rows // 2, None)))
-    assert (hold_maps[0][:, : rows // 2] == left).all() and (hold_maps[0][:, rows // 2 :] == 1).all()
+    assert (hold_maps[0][:, : rows // 2] == left).all() and (
+        hold_maps[0][:, rows // 2 :] == 1
+    ).all()
     assert (lower == left).all()
     assert (upper == (1 if forgets else left)).all()
 
