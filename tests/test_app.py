@@ -288,7 +288,7 @@ def test_reloading_finds_the_run_and_its_paint(sketch):
 
 @pytest.mark.slow
 def test_switching_tabs_keeps_the_paint(sketch):
-    sketch.get_by_role("tab", name="Less of a colour").click()
+    sketch.get_by_role("tab", name="Colour").click()
     press(sketch, "step", "Step 1 ·")
     assert "painted" not in status(sketch)
     sketch.locator("#heat img").wait_for(timeout=PATIENCE)

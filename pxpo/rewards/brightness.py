@@ -30,7 +30,7 @@ class BrightnessReward:
 
 KIND = RewardKind(
     name="brightness",
-    title="Less light",
+    title="Light",
     help="less (or more) light",
     options=(MORE,),
     words=lambda more: more_or_less(more, "light"),

@@ -51,7 +51,7 @@ class ColorReward:
 
 KIND = RewardKind(
     name="color",
-    title="Less of a colour",
+    title="Colour",
     help="less (or more) of a colour",
     options=(
         Option(
