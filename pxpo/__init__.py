@@ -35,11 +35,25 @@ from .rewards import (
     Segmenter,
     SegmentReward,
     Tools,
+    Wish,
     paint_by_label,
     painted_map,
 )
 from .rollout import Noise, Trajectory, rollout
-from .run import Run, Score, Update, annotate, back, begin, generate, learn, scored, teach
+from .run import (
+    Run,
+    Score,
+    Update,
+    annotate,
+    back,
+    begin,
+    generate,
+    judge_of,
+    learn,
+    paint,
+    scored,
+    teach,
+)
 from .settings import EXPERIMENTS, Settings, settings_for
 from .store import load_run, save_run
 from .update import update
@@ -49,7 +63,8 @@ __version__ = "0.1.0"
 __all__ = [
     "EXPERIMENTS", "REWARDS", "ColorReward", "DiffusionModel", "Lora", "Noise", "Progress",
     "PxpoError", "RewardSpec", "Run", "Score", "SegmentReward", "Segmenter", "Settings", "Tools",
-    "Trajectory", "Update", "adapter", "annotate", "back", "begin", "finish", "generate", "learn",
-    "load_lora", "load_model", "load_run", "new_lora", "paint_by_label", "painted_map", "rollout",
-    "save_lora", "save_run", "scored", "settings_for", "teach", "update",
+    "Trajectory", "Update", "Wish", "adapter", "annotate", "back", "begin", "finish", "generate",
+    "judge_of", "learn", "load_lora", "load_model", "load_run", "new_lora", "paint",
+    "paint_by_label", "painted_map", "rollout", "save_lora", "save_run", "scored", "settings_for",
+    "teach", "update",
 ]  # fmt: skip

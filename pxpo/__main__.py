@@ -23,9 +23,9 @@ from .hub import pull, push
 from .models import DiffusionModel, best_device, load_model
 from .plots import heat_map, strip
 from .progress import Progress
-from .rewards import REWARDS, Option, Reward, RewardKind, RewardSpec, Tools, painted_map
-from .run import Run, annotate, begin, generate, resolved, scored, teach
-from .settings import EXPERIMENTS, PAINTED, Settings, checked, kind_of, settings_for
+from .rewards import REWARDS, Option, Painted, RewardKind, RewardSpec, Tools, painted_map
+from .run import Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
+from .settings import EXPERIMENTS, Settings, checked, kind_of, settings_for
 from .store import check_free, claim, new_folder, open_run, pack, save_run
 
 Result = TypeVar("Result")
@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     again.set_defaults(command=go_on)
     add_run(again)
     again.add_argument("--model", help="where the run's model lies now, if it was moved")
-    again.add_argument("--epochs", type=int, help="updates in all, to train longer than planned")
+    again.add_argument("--updates", type=int, help="updates in all, to train longer than planned")
 
     zipped = commands.add_parser("pack", help="pack a run into a zip that the page takes")
     zipped.set_defaults(command=pack_run)
@@ -85,12 +85,13 @@ def add_reward(parser: argparse.ArgumentParser, kind: RewardKind) -> None:
     for option in kind.options:
         add_option(parser, option)
     if kind.by_hand:
-        changed = ", ".join(f"{name} {value}" for name, value in PAINTED.items())
         parser.add_argument(
-            "--map", action="append", type=Path,
-            help="picture painted green (+2) and red (-2); repeat it for one per update, the last "
-            f"stays. Sets {changed}",
-        )  # fmt: skip
+            "--map",
+            action="append",
+            type=Path,
+            help="the run's picture painted green (+2) and red (-2); several add up to one wish. "
+            "With --exact or --paper one for each update, the last stays",
+        )
     parser.add_argument("--paper", action="store_true", help="the paper's exact recipe")
     parser.add_argument("--model", help="diffusers folder or Hub id (Tiny World)")
     parser.add_argument("--lora", help="go on from this file, folder or Hub id of a LoRA")
@@ -130,14 +131,13 @@ def add_setting(parser: argparse.ArgumentParser, entry: Field, default: Any) -> 
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
     choices = entry.metadata["choices"]
+    usual = "the model's own" if default is None else default if default != "" else "empty"
     parser.add_argument(
         "--" + entry.name.replace("_", "-"),
         dest="setting_" + entry.name,
         type=parse,
-        metavar="|".join(choices) if choices else type(entry.default).__name__.upper(),
-        help=f"{entry.metadata['help']} ({default if default != '' else 'empty'})".replace(
-            "%", "%%"
-        ),
+        metavar="|".join(choices) if choices else entry.metadata["kind"].__name__.upper(),
+        help=f"{entry.metadata['help']} ({usual})".replace("%", "%%"),
     )
 
 
@@ -155,17 +155,18 @@ def start(options: argparse.Namespace) -> int:
     lora = pull(options.lora) if options.lora else None
     if lora:
         changes = {"rank": lora.rank, **changes}
-    if options.map and not options.paper:
-        changes = {**PAINTED, **changes}
+    spec, tools = spec_of(options), Tools(best_device())
+    if spec.exact:  # the maps are of the run's own picture
+        changes = {"noise": "own", "images": 1, "baseline": "none", **changes}
     changes = {**prompt_of(kind), **changes}
     settings = settings_for(kind.experiment, paper=options.paper, **changes)
     if lora and lora.rank != settings.rank:
         raise SettingError(
             f"rank is {settings.rank}, but the LoRA {options.lora!r} has {lora.rank}; leave it out."
         )
-    spec, tools = spec_of(options), Tools(best_device())
     # What can be said is said before the model is loaded.
-    judge = None if spec.by_hand else spec.make(tools)
+    if not spec.by_hand:
+        spec.make(tools)
     for path in options.map or ():
         read_paint(path, None)
     if options.out:
@@ -174,9 +175,17 @@ def start(options: argparse.Namespace) -> int:
     for word in model.unknown_words(settings.prompt):
         print(f"note: {Path(model.name).name} never learnt the word {word!r}", file=sys.stderr)
     run = watched(begin(model, settings, lora, reward=spec), "first images")
-    maps = tuple(read_paint(path, run.picture) for path in options.map or ())
+    for path in options.map or ():
+        run = painted(run, read_paint(path, run.picture))
     folder = claim(options.out or new_folder(Path("runs"), kind.name))
-    return train(model, replace(run, painted=maps), judge, folder)
+    return train(model, run, tools, folder)
+
+
+def painted(run: Run, reward_map: Tensor) -> Run:
+    """The run with one more map; the paper's, one for each update, are kept apart."""
+    if run.reward and run.reward.exact:
+        return replace(run, painted=(*run.painted, Painted(run.updates[0].shown[0], reward_map)))
+    return paint(run, reward_map)
 
 
 def spec_of(options: argparse.Namespace) -> RewardSpec:
@@ -184,6 +193,8 @@ def spec_of(options: argparse.Namespace) -> RewardSpec:
     chosen = given(options, "option_")
     paths = {option.name for option in options.kind.options if option.path}
     chosen = {n: resolved(value) if n in paths else value for n, value in chosen.items()}
+    if options.kind.by_hand and options.map and options.paper:
+        chosen["exact"] = True
     spec = RewardSpec(options.kind.name, chosen)
     if options.kind.by_hand and spec.by_hand != bool(options.map):
         raise SettingError(
@@ -221,16 +232,18 @@ def go_on(options: argparse.Namespace) -> int:
     spec = run.reward
     if spec is None or (spec.by_hand and not run.painted):
         raise RunError(f"{folder} was taught nothing yet, and names no reward; begin with one.")
-    if options.epochs is not None:
-        settings = replace(run.settings, epochs=options.epochs)
-        if settings.epochs < run.count:
+    if options.updates is not None:
+        settings = replace(run.settings, updates=options.updates)
+        if settings.updates < run.count:
             raise SettingError(
-                f"epochs is {settings.epochs}, but this run has {run.count} behind it already."
+                f"updates is {settings.updates}, but this run has {run.count} behind it already."
             )
         run = replace(run, settings=settings)
-    judge = None if spec.by_hand else spec.make(Tools(best_device()))
+    tools = Tools(best_device())
+    if not spec.by_hand:
+        spec.make(tools)
     model = load_model(options.model or run.model_name)
-    return train(model, replace(run, model_name=resolved(model.name)), judge, folder)
+    return train(model, replace(run, model_name=resolved(model.name)), tools, folder)
 
 
 def opened(place: Path) -> tuple[Run, Path]:
@@ -241,24 +254,22 @@ def opened(place: Path) -> tuple[Run, Path]:
     return run, folder
 
 
-def train(model: DiffusionModel, run: Run, judge: Reward | None, folder: Path) -> int:
-    """Update until the run has its epochs, saving after each; Ctrl-C keeps what was done.
-
-    judge: the run's reward; None where it is painted.
-    """
+def train(model: DiffusionModel, run: Run, tools: Tools, folder: Path) -> int:
+    """Update until the run has its updates or its wish is met, saving after each; Ctrl-C keeps
+    what was done."""
     spec, heat = run.reward, list[Image.Image]()
     assert spec is not None
     try:
-        if judge is not None:
-            run = scored(run, spec, judge)
+        judge = judge_of(run, model, tools)
+        run = scored(run, spec, judge)
         save_run(run, folder)
-        epochs = run.settings.epochs
-        with tqdm(total=epochs, initial=run.count, unit="update", desc="learning") as bar:
-            while run.count < epochs:
+        total = run.settings.updates
+        with tqdm(total=total, initial=run.count, unit="update", desc="learning") as bar:
+            while run.count < total and (spec.exact or not run.met):
                 started = time.perf_counter()
                 run = watched(generate(model, run), "denoising")
                 images = run.trajectory.images  # type: ignore[union-attr]
-                maps = judge(images) if judge else painted_now(run).expand(len(images), -1, -1)
+                maps = painted_now(run, len(images)) if spec.exact else judge(images)
                 heat = [heat_map(i, m) for i, m in zip(images, _fit(maps, images), strict=True)]
                 taught = watched(teach(model, run, spec, maps, judge), "updating")
                 run = annotate(taught, seconds=time.perf_counter() - started)
@@ -274,13 +285,15 @@ def train(model: DiffusionModel, run: Run, judge: Reward | None, folder: Path) -
         )
         return 130
     write_results(run, folder, heat)
+    if run.met:
+        print("The wish is met: nothing that was painted red is left, nothing more to learn.")
     print(f"Done: {run.count} updates, LoRA and pictures in {folder / 'lora'}")
     return 0
 
 
-def painted_now(run: Run) -> Tensor:
-    """The map (H, W) of the next update."""
-    return run.painted[min(run.count, len(run.painted) - 1)]
+def painted_now(run: Run, images: int) -> Tensor:
+    """The paper's map (B, H, W) of the next update, the same for all of its images."""
+    return run.painted[min(run.count, len(run.painted) - 1)].paint.expand(images, -1, -1)
 
 
 def _fit(maps: Tensor, images: Tensor) -> Tensor:

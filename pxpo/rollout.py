@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -67,6 +67,21 @@ class Trajectory:
         return self.latents.shape[-2], self.latents.shape[-1]
 
 
+def joined(parts: Sequence[Trajectory]) -> Trajectory:
+    """The trajectories of several batches, of the same steps and guidance, as one."""
+    first, *others = parts
+    if not others:
+        return first
+    return replace(
+        first,
+        latents=torch.cat([one.latents for one in parts], dim=1),
+        outputs=torch.cat([one.outputs for one in parts], dim=1),
+        noise=torch.cat([one.noise for one in parts], dim=1),
+        cond={n: torch.cat([one.cond[n] for one in parts]) for n in first.cond},
+        images=torch.cat([one.images for one in parts]),
+    )
+
+
 @torch.no_grad()
 def rollout(
     model: DiffusionModel,
@@ -83,6 +98,7 @@ def rollout(
         raise SettingError(
             f"{len(prompts)} prompts and {len(noise)} noises; give one noise for each prompt."
         )
+    sampling = model.filled(sampling)
     steps = model.steps(sampling)
     cond, uncond = model.encode(list(prompts)), model.encode([""])
     drawn = torch.stack([one.draw(model.latent_shape, len(steps)) for one in noise], dim=1)

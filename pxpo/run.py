@@ -12,23 +12,25 @@ the run and the model as they were.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from .credit import downsample, filled, latent_credit
+from .credit import downsample, latent_credit
 from .errors import RewardError, RunError
 from .lora import Lora, adapter, new_lora, weights_of
 from .models import DiffusionModel
 from .progress import Progress
-from .rewards import Opinion, Reward, RewardSpec, paint_layer
-from .rollout import Noise, Trajectory, derived_seed, rollout
-from .settings import Settings
+from .rewards import Painted, Reward, RewardSpec, Tools, Wish, add_paint
+from .rollout import Noise, Trajectory, derived_seed, joined, rollout
+from .settings import Sampling, Settings
 from .update import Report, update
+
+WEIGHT_DECAY = 1e-4
+"""AdamW's, as in DDPO's public trainers."""
 
 SHOWING = "showing"
 """The phase in which the shown image of the run's own seed is made."""
@@ -78,18 +80,18 @@ class Run:
     """A chain of updates, and what the next one is to be learnt with.
 
     settings, reward: those of the next update, as of the last one if nothing else is said; the
-    reward is None before anybody named one. painted: a person's maps (H, W) in [-2, 2], one for
-    each update, of which the last stays. opinion: what was painted so far, carried over to other
-    pictures. trajectory: the images now judged, or None where `generate` has them still to make.
-    id: its name in the studio that keeps it.
+    reward is None before anybody named one. painted: all that a person painted, which adds up to a
+    wish. own: how this seed's newest picture was made, unless it must be made again. trajectory:
+    the images now judged, or None where `generate` has them still to make. id: its name in the
+    studio that keeps it.
     """
 
     settings: Settings
     model_name: str
     updates: tuple[Update, ...]
     reward: RewardSpec | None = None
-    painted: tuple[Tensor, ...] = ()
-    opinion: Opinion = field(default_factory=Opinion.none)
+    painted: tuple[Painted, ...] = ()
+    own: Trajectory | None = None
     trajectory: Trajectory | None = None
     id: str = ""
 
@@ -108,9 +110,10 @@ class Run:
         return self.updates[-1].shown[0].permute(2, 0, 1) / 255
 
     @property
-    def paint(self) -> Tensor | None:
-        """(H, W, 4) uint8: what was painted last, as a brush lays it; None where nothing was."""
-        return paint_layer(self.painted[-1]) if self.painted else None
+    def met(self) -> bool:
+        """Whether what was painted has come true on all pictures that are shown."""
+        by_hand = self.reward is not None and self.reward.by_hand
+        return by_hand and bool(self.updates[-1].metrics.get("met"))
 
     @property
     def latest(self) -> tuple[Score, ...]:
@@ -125,47 +128,65 @@ def begin(
     lora: Lora | None = None,
     *,
     reward: RewardSpec | None = None,
-    painted: tuple[Tensor, ...] = (),
 ) -> Generator[Progress, None, Run]:
-    """A run that has learnt nothing yet, or goes on from `lora`."""
+    """A run that has learnt nothing yet, or goes on from `lora`.
+
+    What the settings leave open becomes the model's own.
+    """
+    settings = model.filled(settings)
     lora = lora or new_lora(model, settings.rank, settings.seed)
     with adapter(model, lora):
-        shown, judged = yield from _show(model, settings)
+        shown, own = yield from _show(model, settings)
     nothing = torch.zeros(0, *model.latent_shape[1:])
     first = Update(settings, None, lora, {}, shown, nothing, {})
-    name = resolved(model.name)
-    return Run(settings, name, (first,), reward, painted, trajectory=judged)
+    return Run(settings, resolved(model.name), (first,), reward, own=own)
+
+
+def paint(run: Run, reward_map: Tensor) -> Run:
+    """The run whose wish has this as well: a map (H, W) in [-2, 2], painted on its picture."""
+    return replace(run, painted=add_paint(run.painted, run.updates[-1].shown[0], reward_map))
+
+
+def judge_of(run: Run, model: DiffusionModel, tools: Tools) -> Reward:
+    """The run's reward as a function of images; of what a person painted, their wish."""
+    if run.reward is None:
+        raise RunError("this run names no reward yet.")
+    if not run.reward.by_hand:
+        return run.reward.make(tools)
+    if not run.painted:
+        raise RunError("nothing is painted; paint + (green) or − (red) first.")
+    eye = tools.beside(model.name, run.reward.options["segmenter"])
+    return Wish(run.painted, model.features, eye)
 
 
 def generate(model: DiffusionModel, run: Run) -> Generator[Progress, None, Run]:
-    """Sample the images that the next update will judge, unless they are there already."""
+    """Sample the images that the next update will judge, unless they are there already.
+
+    One on the run's own noise comes first and is made alone, as a stock pipeline makes it: it is
+    the picture that was shown last, where that is at hand.
+    """
     if run.trajectory is not None:
         return run
-    settings = run.settings
+    settings, parts = run.settings, []
     noise = [training_noise(settings, run.count, index) for index in range(settings.images)]
     with adapter(model, run.lora):
-        trajectory = yield from rollout(model, [settings.prompt] * len(noise), noise, settings)
-    return replace(run, trajectory=trajectory)
+        if settings.noise == "own":
+            own = run.own if _paint_alike(settings, run.updates[-1].settings) else None
+            parts.append(own or (yield from _sampled(model, settings, noise[:1])))
+            noise = noise[1:]
+        if noise:
+            parts.append((yield from _sampled(model, settings, noise)))
+    return replace(run, trajectory=joined(parts))
 
 
 def teach(
-    model: DiffusionModel,
-    run: Run,
-    reward: RewardSpec,
-    reward_maps: Tensor,
-    judge: Reward | None = None,
+    model: DiffusionModel, run: Run, reward: RewardSpec, reward_maps: Tensor, judge: Reward
 ) -> Generator[Progress, None, Run]:
-    """`learn`, and the score by this reward of all that the run has shown.
+    """`learn`, and the score by this reward of what the run has shown since the last one.
 
-    judge: the reward's own function. When None, the maps were painted by a person; then it is the
-    run's opinion, which hears of them.
+    judge: the reward's own function.
     """
-    opinion = run.opinion
-    if judge is None:
-        images = interpolate(_judged(run).images, reward_maps.shape[1:])
-        judge = opinion = opinion.hear(images, reward_maps)
-    run = yield from learn(model, run, reward_maps, reward)
-    return scored(replace(run, opinion=opinion), reward, judge)
+    return scored((yield from learn(model, run, reward_maps, reward)), reward, judge)
 
 
 def learn(
@@ -183,48 +204,46 @@ def learn(
             f"there are {len(reward_maps)} reward maps for {len(trajectory.images)} images."
         )
     latent_reward = downsample(reward_maps.float(), trajectory.size)
-    past = []
-    if settings.baseline == "past":  # the reward's earlier maps, on other pictures, count as well
-        past = [one.latent_reward for one in run.updates[1:] if one.reward == reward]
-    credit = latent_credit(latent_reward, settings, past)
-    largest = torch.stack([latent_reward, *past]).abs().amax(dim=0)
-    hold_map = 1 - (1 - settings.hold_painted) * largest / largest.max().clamp(min=1e-12)
-    hold_map *= 1 + settings.hold_growth * filled(latent_reward, past)[:, None, None]
+    credit = latent_credit(latent_reward, settings)
+    hold_map = 1 - latent_reward.abs() / latent_reward.abs().max().clamp(min=1e-12)
     before = run.updates[-1]
     metrics = {
         "reward": reward_maps.mean().item(),
         "reward_std": reward_maps.mean((1, 2)).std(correction=0).item(),
     }
     if not credit.any():
-        metrics |= asdict(Report(0.0, 0.0))
+        metrics |= asdict(Report(0.0, 0.0, 0.0, before.metrics.get("from_base", 0.0)))
         skipped = Update(
             settings, reward, before.lora, before.optimizer, before.shown, latent_reward, metrics
         )
         return _with(run, skipped, None)
-    learning = replace(settings, learning_rate=learning_rate(settings, run.count))
     with adapter(model, before.lora) as parameters:
-        optimizer = _optimizer(parameters, learning, before.optimizer)
+        optimizer = _optimizer(parameters, settings, before.optimizer)
         report = yield from update(
-            model, parameters, optimizer, trajectory, credit, learning, hold_map=hold_map,
+            model, parameters, optimizer, trajectory, credit, settings, hold_map=hold_map,
             generator=torch.Generator().manual_seed(derived_seed(settings.seed, run.count, 2)),
         )  # fmt: skip
         lora = replace(before.lora, weights=weights_of(parameters))
         state = _optimizer_state(parameters, optimizer)
-        shown, judged = yield from _show(model, settings)
+        shown, own = yield from _show(model, settings)
     metrics |= asdict(report)
-    return _with(run, Update(settings, reward, lora, state, shown, latent_reward, metrics), judged)
+    return _with(run, Update(settings, reward, lora, state, shown, latent_reward, metrics), own)
 
 
-def scored(run: Run, reward: RewardSpec, judge: Reward) -> Run:
+def scored(run: Run, reward: RewardSpec, judge: Reward, *, anew: bool = False) -> Run:
     """The run with the scores by this reward of all that it has shown.
 
-    An update that has them already keeps them, but for paint, whose judge hears more each time.
+    anew: of updates that have them already too, as after more was painted.
     """
 
     def with_score(one: Update) -> Update:
-        if reward.name in one.scores and not reward.by_hand:
+        if reward.name in one.scores and not anew:
             return one
-        return replace(one, scores={**one.scores, reward.name: _score(judge, one.shown)})
+        maps = judge(one.shown.permute(0, 3, 1, 2) / 255)
+        metrics = one.metrics
+        if isinstance(judge, Wish):
+            metrics = {**metrics, "met": float(judge.met(maps))}
+        return replace(one, metrics=metrics, scores={**one.scores, reward.name: _score(maps)})
 
     return replace(run, reward=reward, updates=tuple(with_score(one) for one in run.updates))
 
@@ -236,7 +255,7 @@ def back(run: Run, count: int) -> Run:
     """
     if not 0 <= count <= run.count:
         raise RunError(f"there is no update {count} to go back to; this run has 0 to {run.count}.")
-    return replace(run, updates=run.updates[: count + 1], trajectory=None)
+    return replace(run, updates=run.updates[: count + 1], own=None, trajectory=None)
 
 
 def annotate(run: Run, **numbers: float) -> Run:
@@ -249,25 +268,12 @@ def annotate(run: Run, **numbers: float) -> Run:
 def training_noise(settings: Settings, count: int, index: int) -> Noise:
     """The noise of image `index` for the update after `count` others, as `settings.noise` says.
 
-    Where the whole noise or its start is kept, the first image is the one that a stock pipeline
-    gives for `settings.seed`, and the next ones of this `index` have its x_T. With "turns" every
-    second one has it; the first has not, as AdamW's first updates are its loudest and what they
-    say should hold for all pictures.
+    The run's own is that of the picture which a stock pipeline gives for `settings.seed`.
     """
-    fixed = settings.seed + index
-    if settings.noise == "whole" or (settings.noise == "start" and count == 0):
-        return Noise(fixed)
+    if settings.noise == "own" and index == 0:
+        return Noise(settings.seed)
     drawn = derived_seed(settings.seed, count, 0, index)
-    kept = settings.noise == "start" or (settings.noise == "turns" and count % 2 == 1)
-    return Noise(fixed if kept else derived_seed(drawn), drawn)
-
-
-def learning_rate(settings: Settings, count: int) -> float:
-    """The rate of the update after `count` others: it rises over `warmup` updates, as AdamW's first
-    are its loudest and know the least; `decay` of it is lost, evenly, over the epochs."""
-    risen = min((count + 1) / (settings.warmup + 1), 1.0)
-    done = min(count, settings.epochs - 1) / settings.epochs
-    return settings.learning_rate * risen * (1 - settings.decay * done)
+    return Noise(derived_seed(drawn), drawn)
 
 
 def shown_noise(settings: Settings) -> list[Noise]:
@@ -287,13 +293,13 @@ def _judged(run: Run) -> Trajectory:
     return run.trajectory
 
 
-def _with(run: Run, one: Update, judged: Trajectory | None) -> Run:
-    return replace(run, updates=(*run.updates, one), trajectory=judged)
+def _with(run: Run, one: Update, own: Trajectory | None) -> Run:
+    return replace(run, updates=(*run.updates, one), own=own, trajectory=None)
 
 
-def _score(judge: Reward, shown: Tensor) -> Score:
-    """shown: (K, H, W, 3) uint8, this seed's image first."""
-    here, *others = judge(shown.permute(0, 3, 1, 2) / 255).mean((1, 2))
+def _score(maps: Tensor) -> Score:
+    """maps: (K, H, W), of what is shown, this seed's image first."""
+    here, *others = maps.mean((1, 2))
     if not others:
         return Score(here.item())
     held_out = torch.stack(others)
@@ -302,29 +308,38 @@ def _score(judge: Reward, shown: Tensor) -> Score:
 
 def _show(
     model: DiffusionModel, settings: Settings
-) -> Generator[Progress, None, tuple[Tensor, Trajectory | None]]:
-    """The shown images, and the trajectory of this seed's if that is what is judged next.
+) -> Generator[Progress, None, tuple[Tensor, Trajectory]]:
+    """The shown images, and the trajectory of this seed's.
 
     This seed's image is made alone, as a stock pipeline makes it: batches round differently.
     """
     own, *others = shown_noise(settings)
-    prompt = settings.prompt
-    mine = yield from rollout(model, [prompt], [own], settings, SHOWING)
+    mine = yield from _sampled(model, settings, [own], SHOWING)
     images = mine.images
     if others:
-        rest = yield from rollout(model, [prompt] * len(others), others, settings, "held-out seeds")
+        rest = yield from _sampled(model, settings, others, "held-out seeds")
         images = torch.cat([images, rest.images])
-    shown = (images * 255).round().byte().permute(0, 2, 3, 1).contiguous()
-    return shown, mine if settings.noise == "whole" and settings.images == 1 else None
+    return (images * 255).round().byte().permute(0, 2, 3, 1).contiguous(), mine
+
+
+def _sampled(
+    model: DiffusionModel, settings: Settings, noise: list[Noise], phase: str = "denoising"
+) -> Generator[Progress, None, Trajectory]:
+    return rollout(model, [settings.prompt] * len(noise), noise, settings, phase)
+
+
+def _paint_alike(one: Settings, other: Settings) -> bool:
+    """Whether the run's own picture is the same by both."""
+    names = ("prompt", "seed", *(entry.name for entry in fields(Sampling)))
+    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _optimizer(
     parameters: Mapping[str, torch.nn.Parameter], settings: Settings, state: dict[str, Tensor]
 ) -> torch.optim.AdamW:
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=settings.learning_rate, betas=(settings.momentum, 0.999),
-        weight_decay=settings.weight_decay,
-    )  # fmt: skip
+        parameters.values(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY
+    )
     for name, parameter in parameters.items() if state else ():
         optimizer.state[parameter] = {
             "step": state["step"].clone(),

@@ -21,9 +21,14 @@ def _setting(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] = (),
+    kind: type | None = None,
 ) -> Any:
-    """A dataclass field with its help and its limits: `low` and `high` inclusive, `above` not."""
-    limits = {"help": help, "low": low, "high": high, "above": above, "choices": choices}
+    """A dataclass field with its help and its limits: `low` and `high` inclusive, `above` not.
+
+    kind: its type, where the default is None: left open, it takes the model's own.
+    """
+    limits = {"help": help, "low": low, "high": high, "above": above, "choices": choices,
+              "kind": kind or type(default)}  # fmt: skip
     return field(default=default, metadata=limits)
 
 
@@ -37,12 +42,14 @@ class _Validated:
 
 def kind_of(entry: Field) -> Callable[[Any], Any]:
     """The type of a setting: str, int or float."""
-    return type(entry.default)
+    return entry.metadata["kind"]
 
 
 def checked(entry: Field, value: Any) -> Any:
     """`value` as the field's type, or a SettingError that names the value and the limit."""
     name, limits, kind = entry.name, entry.metadata, kind_of(entry)
+    if value is None and entry.default is None:
+        return None
     if limits["choices"]:
         if value not in limits["choices"]:
             raise SettingError(
@@ -72,10 +79,12 @@ def checked(entry: Field, value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(_Validated):
-    """How an image is sampled."""
+    """How an image is sampled. What is None is left open; `DiffusionModel.filled` fills it."""
 
-    steps: int = _setting(20, "DDIM steps per image", low=1, high=1000)
-    guidance_scale: float = _setting(3.0, "classifier-free guidance; 1 is none", low=1.0, high=30.0)
+    steps: int = _setting(None, "DDIM steps per image", low=1, high=1000, kind=int)
+    guidance_scale: float = _setting(
+        None, "classifier-free guidance; 1 is none", low=1.0, high=30.0, kind=float
+    )
     eta: float = _setting(
         1.0, "noise added back at each step; 1 as DDPM, as in DDPO", above=0.0, high=1.0
     )
@@ -85,19 +94,14 @@ class Sampling(_Validated):
 class Credit(_Validated):
     """How a reward map becomes the credit of each latent pixel."""
 
-    credit: str = _setting(
-        "pixel",
-        "who earns a pixel's reward: that pixel (PXPO) or the image (DDPO)",
-        choices=("pixel", "image"),
-    )
     blur: float = _setting(
         0.0, "radius over which credit is shared, in latent pixels: 0 is PXPO, inf is DDPO", low=0.0
     )
     baseline: str = _setting(
         "location",
-        "what a reward is measured against: nothing, the area painted in its colour, all pixels "
-        "of all images (the paper), the same place in the other images, or in the earlier ones",
-        choices=("none", "area", "global", "location", "past"),
+        "what a reward is measured against: nothing, all pixels of all images (the paper), or the "
+        "same place in the other images",
+        choices=("none", "global", "location"),
     )
 
 
@@ -105,51 +109,32 @@ class Credit(_Validated):
 class Learning(_Validated):
     """How the LoRA learns from credited steps."""
 
-    learning_rate: float = _setting(2e-3, "AdamW's learning rate", above=0.0, high=1.0)
-    warmup: int = _setting(0, "updates of a learning rate that is still rising", low=0)
-    decay: float = _setting(
-        0.0, "share of the learning rate that is lost, evenly, over the epochs", low=0.0, high=1.0
+    strength: float = _setting(
+        0.03,
+        "how far an update moves what the model says, relative to what it said; 0 leaves the size "
+        "of its step to learning_rate",
+        low=0.0,
+        high=1.0,
     )
-    momentum: float = _setting(
-        0.9, "share of its running mean of the gradient that AdamW keeps", low=0.0, high=0.999
-    )
-    weight_decay: float = _setting(1e-4, "AdamW's weight decay", low=0.0, high=1.0)
-    max_grad_norm: float = _setting(
-        0.0, "the gradient is clipped to this norm; 0 never clips", low=0.0
-    )
-    step_weights: str = _setting(
-        "flat",
-        "how much each step weighs: as in Eq. 6, all alike, or in proportion to its noise",
-        choices=("paper", "flat", "early"),
-    )
-    step_noise: str = _setting(
-        "drawn",
-        "whose noise a step answers for: the one drawn (Eq. 6), or its mean given the finished "
-        "picture, which is less noisy and meant for eta = 1",
-        choices=("drawn", "expected"),
+    learning_rate: float = _setting(
+        1e-3, "AdamW's learning rate, where strength is 0", above=0.0, high=1.0
     )
     hold: float = _setting(
-        0.0,
-        "pull towards the base model where the map says nothing (per-pixel KL)",
+        0.1,
+        "pull towards the base model where the reward says nothing (per-pixel KL)",
         low=0.0,
         high=1000.0,
     )
-    hold_painted: float = _setting(
-        0.0, "how much of that pull is left where the map says most", low=0.0, high=1.0
-    )
-    hold_growth: float = _setting(
-        0.0,
-        "that pull is multiplied by 1 + this times the share of the picture that praise fills",
-        low=0.0,
-        high=1000.0,
+    step_weights: str = _setting(
+        "flat", "how much each step weighs: as in Eq. 6, or all alike", choices=("paper", "flat")
     )
     unconditional: str = _setting(
-        "exact",
+        "detached",
         "guidance's unconditional half: with its gradient, or detached (a third faster)",
         choices=("exact", "detached"),
     )
     timesteps: float = _setting(
-        1.0, "share of the steps that are learnt from, drawn at random", above=0.0, high=1.0
+        0.5, "share of the steps that are learnt from, drawn at random", above=0.0, high=1.0
     )
 
 
@@ -159,13 +144,13 @@ class Settings(Sampling, Credit, Learning):
 
     prompt: str = _setting("", "what to paint")
     seed: int = _setting(0, "the run's random seed", low=0, high=2**63 - 1)
-    images: int = _setting(16, "images sampled per update", low=1, high=1024)
-    epochs: int = _setting(10, "updates", low=1, high=100_000)
+    images: int = _setting(None, "images sampled per update", low=1, high=1024, kind=int)
+    updates: int = _setting(10, "updates", low=1, high=100_000)
     noise: str = _setting(
-        "fresh",
-        "noise of the next images: all new, the same start with new steps, these two in turn, or "
-        "all the same",
-        choices=("fresh", "start", "turns", "whole"),
+        "own",
+        "noise of an update's images: that of the run's own picture for the first and new noise "
+        "for the others, or new noise for all",
+        choices=("own", "fresh"),
     )
     shown: int = _setting(
         4, "images on fixed noise, shown after each update: this seed's, then held-out ones",
@@ -175,10 +160,10 @@ class Settings(Sampling, Credit, Learning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.baseline == "location" and self.images < 2:
+        if self.baseline == "location" and self.images == 1:
             raise SettingError(
-                f"baseline is 'location', which compares images, and needs at least 2; images is "
-                f"{self.images}. Use more images, or baseline 'area' or 'none'."
+                "baseline is 'location', which compares images, and needs at least 2; images is 1. "
+                "Use more images, or baseline 'none'."
             )
 
     def as_dict(self) -> dict[str, Any]:
@@ -186,66 +171,33 @@ class Settings(Sampling, Credit, Learning):
 
 
 EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
-    "color": {"prompt": "red taxi in traffic", "images": 16, "epochs": 10, "hold": 0.3},
-    "segment": {
-        "prompt": "portrait of a man on the beach",
-        "images": 10,
-        "epochs": 16,
-        "hold": 0.1,
-    },
-    "paint": {
-        "prompt": "nature landscape",
-        "images": 1,
-        "epochs": 15,
-        "noise": "turns",
-        "baseline": "past",
-        "step_weights": "early",
-        "step_noise": "expected",
-        "unconditional": "detached",
-        "learning_rate": 1e-2,
-        "warmup": 3,
-        "decay": 0.9,
-        "momentum": 0.95,
-        "hold": 0.3,
-        "hold_painted": 0.5,
-        "hold_growth": 4.0,
-    },
+    "color": {"prompt": "red taxi in traffic", "images": 16, "updates": 10},
+    "segment": {"prompt": "portrait of a man on the beach", "images": 10, "updates": 16},
+    "paint": {"prompt": "nature landscape", "updates": 8},
 }
-"""What each of the paper's three experiments changes of the defaults above. In "paint" each picture
-is painted anew, by a segmenter in a person's stead."""
+"""The paper's three experiments: prompts and budgets. How they learn is the same for all."""
 
-_CONSTANT = {"warmup": 0, "decay": 0.0, "momentum": 0.9}
-
-PAINTED: Mapping[str, Any] = {
-    "noise": "whole",
-    "baseline": "area",
-    "learning_rate": 3e-3,
-    **_CONSTANT,
-    "hold": 1.0,
-    "hold_painted": 0.0,
-    "hold_growth": 0.0,
+_EQ_6 = {
+    "noise": "fresh",
+    "baseline": "global",
+    "strength": 0.0,
+    "learning_rate": 2e-3,
+    "hold": 0.0,
+    "step_weights": "paper",
+    "unconditional": "exact",
+    "timesteps": 1.0,
 }
-"""What paint that stays for several steps changes of "paint": the picture must stay as well, and
-more of it is held, lest its noise be over-fitted."""
-
-_EQ_6 = {"step_weights": "paper", "step_noise": "drawn", "unconditional": "exact", "hold": 0.0}
 
 PAPER: Mapping[str, Mapping[str, Any]] = {
-    "color": {"baseline": "global", **_EQ_6},
-    "segment": {"baseline": "global", **_EQ_6},
-    "paint": {
-        "noise": "fresh",
-        "baseline": "none",
-        "learning_rate": 4e-3,
-        **_CONSTANT,
-        **_EQ_6,
-    },
+    "color": _EQ_6,
+    "segment": _EQ_6,
+    "paint": {**_EQ_6, "images": 1, "updates": 15, "baseline": "none", "learning_rate": 4e-3},
 }
 """The paper's exact recipe, Eq. 6 unchanged, on top of the experiment."""
 
 
 def settings_for(experiment: str, *, paper: bool = False, **changes: Any) -> Settings:
-    """The defaults of one of EXPERIMENTS, or the paper's recipe for it, with `changes` on top."""
+    """The settings of one of EXPERIMENTS, or the paper's recipe for it, with `changes` on top."""
     if experiment not in EXPERIMENTS:
         raise SettingError(
             f"experiment is {experiment!r}; it must be one of {', '.join(EXPERIMENTS)}."

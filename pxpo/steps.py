@@ -4,7 +4,7 @@
     x_0    = p x_t + q out
 
 A schedule is these numbers for each step. They are all that learning needs: a pixel's
-log-probability (Eq. 5) and its gradient, and the noise that a finished image speaks for.
+log-probability (Eq. 5) and its gradient.
 """
 
 from __future__ import annotations
@@ -46,16 +46,6 @@ class Steps:
     def expected_image(self, x_t: Tensor, out: Tensor) -> Tensor:
         """The x_0 (B, C, h, w) that x_t and the network's output amount to at one step."""
         return self.p * x_t + self.q * out
-
-    def expected_noise(self, x_t: Tensor, out: Tensor, x_0: Tensor) -> Tensor:
-        """E[z | x_t, x_0] (B, C, h, w): the step noise that the finished x_0 speaks for.
-
-        At eta = 1 it leads to the mean of the posterior q(x_prev | x_t, x_0) (Ho et al., arXiv
-        2006.11239, Eq. 7): the step's own, with the output that x_0 would have. sigma must be
-        positive.
-        """
-        right = (x_0 - self.p * x_t) / self.q
-        return (right - out) * self.c / self.sigma
 
 
 def epsilon_steps(t: Tensor, alpha: Tensor, alpha_prev: Tensor, sigma: Tensor) -> Steps:

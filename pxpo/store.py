@@ -2,7 +2,7 @@
 
 run.json                          all that is words and numbers, of the run and of each update
 updates/0003-….safetensors        an update's tensors, written once
-updates/paint-….safetensors       what was painted
+updates/paint-….safetensors       what was painted, and on which pictures
 lora/                             the finished LoRA, for people; not read again
 """
 
@@ -30,11 +30,11 @@ from torch import Tensor
 from .embedded import TINY_WORLD
 from .errors import RunError
 from .lora import Lora
-from .rewards import Opinion, RewardSpec
+from .rewards import Painted, RewardSpec
 from .run import Run, Score, Update
 from .settings import Settings
 
-FORMAT = 3
+FORMAT = 4
 """Version of the files that `save_run` writes."""
 
 FILES = re.compile(r"run\.json|updates/[\w-][\w.-]*\.safetensors")
@@ -133,8 +133,10 @@ def load_run(folder: Path) -> Run:
             record["model"] or str(TINY_WORLD),
             updates,
             _spec(record["reward"]),
-            tuple(paint[name] for name in sorted(paint) if name.startswith("map.")),
-            Opinion(paint["totals"], paint["counts"]) if paint else Opinion.none(),
+            tuple(
+                Painted(paint[f"picture.{number:06d}"], paint[f"map.{number:06d}"])
+                for number in range(len(paint) // 2)
+            ),
         )
     except (OSError, AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise RunError(
@@ -238,8 +240,8 @@ def _update_file(number: int, one: Update) -> tuple[str, dict[str, Tensor]]:
 
 
 def _paint_file(run: Run) -> tuple[str, dict[str, Tensor]]:
-    tensors = {"totals": run.opinion.totals, "counts": run.opinion.counts}
-    tensors |= {f"map.{number:06d}": one for number, one in enumerate(run.painted)}
+    tensors = {f"map.{number:06d}": one.paint for number, one in enumerate(run.painted)}
+    tensors |= {f"picture.{number:06d}": one.picture for number, one in enumerate(run.painted)}
     return f"updates/paint-{_digest(tensors.values())}.safetensors", tensors
 
 

@@ -2,7 +2,7 @@
 
     studio = Studio(model, segmenter, Path("runs/studio"))
     run = finish(studio.start(prompt="nature landscape", seed=3))
-    run = finish(studio.step(run.id, RewardSpec("paint"), paint=picture))
+    run = finish(studio.step(run.id, RewardSpec("paint"), picture))
 
 A run is on disk after every update, so Stop, a closed tab or a crash loses at most the update under
 way; the runs last used are in memory as well. There is one model, so one piece of work runs at a
@@ -35,14 +35,19 @@ from .models import DiffusionModel
 from .plots import heat_map
 from .progress import Progress
 from .rewards import RewardSpec, Segmenter, Tools, painted_map
-from .run import Run, back, begin, generate, resolved, teach
-from .settings import PAINTED, Settings, settings_for
+from .rewards.painting import FULL
+from .run import Run, back, begin, generate, judge_of, paint, resolved, scored, teach
+from .settings import Settings, settings_for
 from .store import load_run, pack, save_run, unpack
 
 MOST_BEGUN = 16  # beginnings in memory
 SHOWN = 3  # images on fixed noise after each update: this seed's, and two held-out ones
 MOST_UPDATES = 100  # of one run
 IN_MEMORY = 8  # runs
+MET = (
+    "the wish is met: nothing that was painted red is left, and there is nothing more to learn. "
+    "Paint something else, or forget the wish."
+)
 
 
 class ModelThread:
@@ -112,11 +117,11 @@ class Studio:
         self._lock = threading.Lock()
 
     def start(self, *, lora: Lora | None = None, **settings: Any) -> Generator[Progress, None, Run]:
-        """A new run, with any of the settings of a painted one.
+        """A new run, with any of the settings.
 
         The beginning of an example, which many begin with, is made once.
         """
-        chosen = settings_for("paint", **{**PAINTED, "shown": SHOWN, **settings})
+        chosen = self.model.filled(settings_for("paint", **{"shown": SHOWN, **settings}))
         run = self._begun.get(chosen) if lora is None else None
         if run is None:
             run = yield from begin(self.model, chosen, lora)
@@ -127,12 +132,13 @@ class Studio:
         return self._keep(replace(run, id=secrets.token_urlsafe(12)))
 
     def step(
-        self, run_id: str, reward: RewardSpec, paint: Image.Image | None = None, **settings: Any
+        self, run_id: str, reward: RewardSpec, painting: Image.Image | None = None, **settings: Any
     ) -> Generator[Progress, None, Run]:
-        """One update from painting on the run's picture, or from a reward on images of its own.
+        """One update from a reward; from painting, by all that was painted on this run so far.
 
-        settings: learning_rate, images or any other that may change between two updates. Closing
-        the generator, or an error, leaves the run as it was.
+        painting: what is painted on the run's picture now, which adds to its wish. settings:
+        strength, images or any other that may change between two updates. Closing the generator, or
+        an error, leaves the run as it was.
         """
         run = self.run(run_id)
         if run.count >= MOST_UPDATES:
@@ -140,20 +146,23 @@ class Studio:
                 f"this run has {run.count} updates, the most there can be; download it, or start "
                 "anew."
             )
-        settled = replace(run, settings=self._settings(run.settings, reward, settings))
-        if reward.by_hand:
-            maps = None if paint is None else painted_map(paint, run.picture)
-            if maps is None or not maps.any():
-                raise RunError("nothing is painted; paint + (green) or − (red) first.")
-            settled = replace(settled, painted=(maps,))
-            settled = yield from generate(self.model, settled)
-            run = yield from teach(self.model, settled, reward, maps[None])
-        else:
-            judge = reward.make(self.tools)
-            settled = yield from generate(self.model, replace(settled, trajectory=None))
-            maps = judge(settled.trajectory.images)  # type: ignore[union-attr]
-            run = yield from teach(self.model, settled, self._named(reward), maps, judge)
-        return self._keep(run)
+        reward = self._named(reward)
+        changed = {n: v for n, v in settings.items() if v is not None}
+        wanted = replace(run, reward=reward, settings=self._settings(run.settings, changed))
+        if adds := reward.by_hand and painting is not None:
+            wanted = self._painted(wanted, painting)
+        judge = judge_of(wanted, self.model, self.tools)
+        if adds:  # its numbers shall mean the same at every update
+            wanted = scored(wanted, reward, judge, anew=True)
+        if wanted.met:
+            raise RunError(MET)
+        wanted = yield from generate(self.model, wanted)
+        maps = judge(wanted.trajectory.images)  # type: ignore[union-attr]
+        return self._keep((yield from teach(self.model, wanted, reward, maps, judge)))
+
+    def forget_wish(self, run_id: str) -> Run:
+        """The run without all that was painted; what it learnt stays."""
+        return self._keep(replace(self.run(run_id), painted=()))
 
     def back(self, run_id: str, count: int) -> Generator[Progress, None, Run]:
         """The run as it was after `count` updates: weights, optimizer, pictures, randomness."""
@@ -161,8 +170,10 @@ class Studio:
         return self._keep(back(self.run(run_id), count))
 
     def heat(self, run: Run, reward: RewardSpec) -> Image.Image:
-        """What a reward that is computed says of the run's picture, laid over it."""
-        return heat_map(run.picture, reward.make(self.tools)(run.picture[None])[0])
+        """What a reward says of the run's picture, laid over it."""
+        judge = judge_of(replace(run, reward=reward), self.model, self.tools)
+        limit = FULL if reward.by_hand else None
+        return heat_map(run.picture, judge(run.picture[None])[0], limit)
 
     def curve(self, run: Run) -> Any:
         """The figure of the last reward by update, None before the first one."""
@@ -226,17 +237,22 @@ class Studio:
             raise
         return self._remember(run)
 
-    def _settings(self, last: Settings, reward: RewardSpec, changes: dict[str, Any]) -> Settings:
-        """Those of the reward's experiment, for this run's prompt, seed and way of sampling."""
+    def _settings(self, last: Settings, changes: dict[str, Any]) -> Settings:
+        """The defaults, for this run's prompt, seed and way of sampling, with `changes` on top."""
         fixed = ("prompt", "seed", "steps", "guidance_scale", "eta", "rank", "shown")
-        preset = {name: getattr(last, name) for name in fixed}
-        preset |= PAINTED if reward.by_hand else {}
-        return settings_for(reward.declared.experiment, **{**preset, **changes})
+        same = {name: getattr(last, name) for name in fixed}
+        return self.model.filled(settings_for("paint", **{**same, **changes}))
+
+    def _painted(self, run: Run, painting: Image.Image) -> Run:
+        strokes = painted_map(painting, run.picture)
+        if not strokes.any():
+            raise RunError("nothing is painted; paint + (green) or − (red) first.")
+        return paint(run, strokes)
 
     def _named(self, reward: RewardSpec) -> RewardSpec:
         """The reward with the name of the segmenter here, so that another place takes the same."""
         here = resolved(self.segmenter.name)
-        if "segmenter" not in reward.options or Path(here) == TINY_SEGMENTER:
+        if reward.by_hand or "segmenter" not in reward.options or Path(here) == TINY_SEGMENTER:
             return reward
         return reward.changed(segmenter=here)
 

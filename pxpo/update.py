@@ -8,25 +8,16 @@ with A the latent credit: no stored log-probabilities, no division by sigma squa
 importance ratio of 1 by construction. x_t and z are data, so no graph runs through time and the
 steps are independent: they are folded into the batch.
 
-Departures from the paper, all of them settings:
+Departures from the paper, all but the first of them settings:
 
 - Eq. 6 sums over time and pixels, Fig. 2's caption averages; we average. A latent pixel's
   log-probability is the sum over its channels (the paper does not say).
-- `baseline="location"`, `"area"` and `"past"` replace the paper's standardisation (`"global"`).
+- `baseline="location"` replaces the paper's standardisation (`"global"`).
 - `step_weights="flat"` replaces |c / sigma|, which weighs the last, detail-making steps most, by 1:
-  in what the network says, each step then weighs the same. `"early"` multiplies that by sigma over
-  its mean: the first steps, which lay the picture out, then weigh more than the last.
-- `step_noise="expected"` puts E[z | x_t, x_0] for z, as large at each step. As the reward is a
-  function of x_0, the mean gradient would be the same and what is left out is noise
-  (Rao-Blackwell), were the model's own mean right; so it wants a baseline of about the mean reward.
-  We take the mean without guidance: an early step is guided well past where its picture ends, the
-  same way in all of them, and against the guided mean half of its expected noise would say just
-  that.
-- `hold` adds a per-pixel KL divergence to the base model where the map says nothing, and by
-  `hold_painted` where it does: else what is praised goes on changing after it is there. By
-  `hold_growth` it rises as praise fills the picture: the wish is then there, and what is left to
-  learn is how to paint it as the base model would.
-- `unconditional="detached"` and `timesteps` < 1 trade exactness for speed (README, Measured).
+  in what the network says, each step then weighs the same.
+- `strength` sets the size of the step by what it changes (strength.py).
+- `hold` adds a per-pixel KL divergence to the base model where the map says nothing.
+- `unconditional="detached"` and `timesteps` < 1 trade exactness for speed.
 
 The preset "paper" of settings.py has none of the last five.
 """
@@ -48,15 +39,30 @@ from .progress import Progress
 from .rollout import Trajectory
 from .settings import Learning
 from .steps import Steps
+from .strength import relative_change, scale_step
+
+MEASURED = 8
+"""The (image, step) pairs by which an update's size is measured."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """norm: of all parameters' together. kl: the mean KL divergence to the base model of a held
+    latent pixel and step; 0 when hold is 0."""
+
+    norm: float
+    kl: float
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an update saw: the gradient's norm before clipping, and the mean KL divergence to the
-    base model of a held latent pixel and step (0 when hold is 0)."""
+    """What an update did: the gradient's norm and `kl` as in Gradient, and how far what the network
+    says has moved, relative to its size: by this update, and from the base model in all."""
 
     grad_norm: float
     kl: float
+    moved: float
+    from_base: float
 
 
 def update(
@@ -75,21 +81,32 @@ def update(
     credit: (B, h, w), the weight A of each latent pixel. hold_map: (B, h, w), 0 or more, how much
     of `hold` pulls there; 1 everywhere when None. generator: draws the steps when `timesteps` < 1.
     The result does not depend on the size of the chunks beyond float rounding.
-    Raises DivergedError, before anything is changed, when the gradient is not finite.
+    Raises DivergedError, with the parameters as they were, when the gradient is not finite, or when
+    no step along it gives a finite change.
     """
-    report = yield from accumulate_gradient(
+    gradient = yield from accumulate_gradient(
         model, parameters, trajectory, credit, learning, hold_map=hold_map, generator=generator
     )
-    if not math.isfinite(report.grad_norm):
+    if not math.isfinite(gradient.norm):
         optimizer.zero_grad()
         raise DivergedError(
-            f"The gradient's norm is {report.grad_norm}; the step was not taken and the LoRA is as "
-            f"before. Try a learning rate below {learning.learning_rate:g}, or tamer rewards."
+            f"The gradient's norm is {gradient.norm}; the step was not taken and the LoRA is as "
+            "before. Tame the rewards, or go back an update."
         )
-    if learning.max_grad_norm:
-        torch.nn.utils.clip_grad_norm_(parameters.values(), learning.max_grad_norm)
+    step, image = _spread(trajectory, MEASURED)
+    said, now = trajectory.outputs[step, image], Tensor()
+
+    def measure() -> float:
+        nonlocal now
+        now = _say(model, trajectory, step, image)
+        return relative_change(now, said)
+
+    before = [parameter.detach().clone() for parameter in parameters.values()]
     optimizer.step()
-    return report
+    moved = yield from scale_step(list(parameters.values()), before, measure, learning.strength)
+    with without_lora(model):
+        from_base = relative_change(now, _say(model, trajectory, step, image))
+    return Report(gradient.norm, gradient.kl, moved, from_base)
 
 
 def accumulate_gradient(
@@ -101,7 +118,7 @@ def accumulate_gradient(
     *,
     hold_map: Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> Generator[Progress, None, Report]:
+) -> Generator[Progress, None, Gradient]:
     """Set each parameter's .grad to the gradient of
 
         - mean over (step, image, pixel) of A log p  +  hold * mean of hold_map * KL(p || base)
@@ -131,8 +148,6 @@ def accumulate_gradient(
         weight = weights[step].view(-1, 1, 1, 1)
         out = _ask(model, trajectory, step, image, guidance)
         z = trajectory.noise[step, image]
-        if learning.step_noise == "expected":
-            z = _expected_noise(model, trajectory, step, image, out, guidance)
         sent_back = -weight * credit[image, None] * z  # (P, C, h, w)
         kl = 0.0
         if learning.hold:
@@ -156,7 +171,7 @@ def accumulate_gradient(
     norm = torch.linalg.vector_norm(
         torch.stack([p.grad.norm() for p in parameters.values() if p.grad is not None])
     )
-    return Report(
+    return Gradient(
         norm.item(), divergence / (len(pairs) * max(hold_map.sum().item() / images, 1e-12))
     )
 
@@ -165,11 +180,7 @@ def step_weights(steps: Steps, how: str) -> Tensor:
     """(T,): what z is multiplied by in d log p / d out. "paper": c / sigma; it is infinite where
     sigma is 0, but such steps are never learnt from."""
     ratio = steps.c / steps.sigma
-    if how == "paper":
-        return ratio
-    if how == "early":
-        return ratio.sign() * steps.sigma / steps.sigma.mean()
-    return ratio.sign()
+    return ratio if how == "paper" else ratio.sign()
 
 
 def _ask(
@@ -185,20 +196,25 @@ def _ask(
 
 
 @torch.no_grad()
-def _expected_noise(
-    model: DiffusionModel,
-    trajectory: Trajectory,
-    step: Tensor,
-    image: Tensor,
-    out: Tensor,
-    guidance_scale: float,
-) -> Tensor:
-    """E[z | x_t, x_0] (P, C, h, w) of each pair, brought to root mean square 1."""
-    unguided = out if guidance_scale == 1 else _ask(model, trajectory, step, image, 1.0)
-    x_t, x_0 = trajectory.latents[step, image], trajectory.latents[-1, image]
-    at = trajectory.steps[step.view(-1, 1, 1, 1)]
-    z = at.expected_noise(x_t, unguided.cpu(), x_0)
-    return z / z.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
+def _say(model: DiffusionModel, trajectory: Trajectory, step: Tensor, image: Tensor) -> Tensor:
+    """What the network says now (P, C, h, w), guided, at these (P,) steps of these images."""
+    said = torch.empty_like(trajectory.outputs[step, image])
+
+    def work(part: slice) -> None:
+        said[part] = _ask(
+            model, trajectory, step[part], image[part], trajectory.guidance_scale
+        ).cpu()
+
+    for _ in model.fold("sample", len(step), work):
+        pass
+    return said
+
+
+def _spread(trajectory: Trajectory, count: int) -> tuple[Tensor, Tensor]:
+    """(P,) steps from the first to the last, and (P,) images in turn: at most `count` pairs."""
+    steps, images = trajectory.outputs.shape[:2]
+    pairs = min(count, steps * images)
+    return torch.linspace(0, steps - 1, pairs).round().long(), torch.arange(pairs) % images
 
 
 @torch.no_grad()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from ..steps import Steps
 
 logger = logging.getLogger(__name__)
 
+AnySampling = TypeVar("AnySampling", bound=Sampling)
+
 Cond = dict[str, Tensor]
 """What the network is told besides x_t and t: tensors (B, ...) by the names the family gives."""
 
@@ -30,13 +33,15 @@ class DiffusionModel(ABC):
 
     name: where it was loaded from. device: a torch device. network: what is asked at each step, and
     what a LoRA changes; a module with diffusers' adapters. latent_shape: (C, h, w). image_size:
-    (H, W). busy: whether a LoRA is attached at the moment.
+    (H, W). defaults: what settings that are left open become. busy: whether a LoRA is attached at
+    the moment.
     """
 
     name: str
     network: Any
     latent_shape: tuple[int, int, int]
     image_size: tuple[int, int]
+    defaults: Mapping[str, Any]
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
@@ -68,6 +73,20 @@ class DiffusionModel(ABC):
     @abstractmethod
     def decode_some(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] of latents (B, C, h, w) on the device."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """What the network, without a LoRA, makes of each latent pixel of images (B, 3, H, W) in
+        [0, 1]: (B, F, h, w) float32 on the CPU. Pixels that show alike things have alike ones."""
+
+    def filled(self, sampling: AnySampling) -> AnySampling:
+        """`sampling`, or whole settings, with this model's own values where it is left open."""
+        still_open = {
+            name: value
+            for name, value in self.defaults.items()
+            if getattr(sampling, name, value) is None
+        }
+        return replace(sampling, **still_open)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """The words of `prompt` that a model with a closed vocabulary never learnt."""

@@ -11,12 +11,21 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from ..errors import ModelError, SettingError
+from ..errors import LoraError, ModelError, SettingError
 from ..settings import Sampling
 from ..steps import Steps, epsilon_steps, velocity_steps
 from .base import Cond, DiffusionModel
 
 CONSTRUCTORS = {"epsilon": epsilon_steps, "v_prediction": velocity_steps}
+
+DEFAULTS = {"steps": 50, "guidance_scale": 7.5, "images": 4}
+"""Stable Diffusion's documented sampling, and DDPO's number of steps."""
+
+TINY_WORLD_S = {**DEFAULTS, "steps": 20, "guidance_scale": 3.0}
+"""Those of models with a closed vocabulary, which are painters of Tiny World."""
+
+LITTLE_NOISE = 0.1
+"""Share of the training steps at which `features` looks: what is there is seen, and its kind."""
 
 MORE_INPUT = {
     "addition_embed_type": "pooled embeddings, as SDXL's",
@@ -69,9 +78,14 @@ class StableDiffusion(DiffusionModel):
         h, w = (size, size) if isinstance(size, int) else size
         self.latent_shape = (config.in_channels, h, w)
         self.image_size = (h * pipeline.vae_scale_factor, w * pipeline.vae_scale_factor)
+        self.defaults = TINY_WORLD_S if self._knows_few_words else DEFAULTS
+
+    @property
+    def _knows_few_words(self) -> bool:
+        return bool(self.tokenizer.init_kwargs.get("closed_vocabulary"))
 
     def unknown_words(self, prompt: str) -> list[str]:
-        if not self.tokenizer.init_kwargs.get("closed_vocabulary"):  # Tiny World has one
+        if not self._knows_few_words:
             return []
         words = dict.fromkeys(re.findall(r"[^\W\d_]+", prompt.lower()))
         return [word for word in words if len(self.tokenizer.tokenize(word)) > 1]
@@ -121,6 +135,38 @@ class StableDiffusion(DiffusionModel):
         return self.scheduler.step(
             out, at.t, x_t, eta=sampling.eta, variance_noise=z, return_dict=False
         )
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """The hidden map of the last up-block at LITTLE_NOISE, for the empty prompt. That such maps
+        tell things apart is known from DIFT (Tang et al., arXiv 2306.03881).
+
+        The noise is the same for all pictures, so that what differs is the pictures.
+        """
+        if self.busy:
+            raise LoraError(f"{self.name!r} is at work with a LoRA, which its features leave out.")
+        t = round(LITTLE_NOISE * self.scheduler.config.num_train_timesteps)
+        alpha = self.scheduler.alphas_cumprod[t]
+        noise = torch.randn(1, *self.latent_shape, generator=torch.Generator().manual_seed(0))
+        nothing, hidden, found = self.encode([""])["text"], list[Tensor](), list[Tensor]()
+
+        def work(part: slice) -> None:
+            pixels = (images[part] * 2 - 1).to(self.device)
+            x_0 = self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
+            x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * noise.to(self.device)
+            text = {"text": nothing.expand(len(x_t), -1, -1)}
+            self.call_network(x_t, torch.full((len(x_t),), t, device=self.device), text)
+            found.append(hidden[-1])
+
+        hook = self.network.up_blocks[-1].register_forward_hook(
+            lambda _, __, out: hidden.append(out.float().cpu())
+        )
+        try:
+            for _ in self.fold("decode", len(images), work):
+                pass
+        finally:
+            hook.remove()
+        return torch.cat(found)
 
     def decode_some(self, latents: Tensor) -> Tensor:
         z = latents / self.vae.config.scaling_factor

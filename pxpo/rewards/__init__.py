@@ -8,8 +8,9 @@ from importlib import import_module
 
 from .base import REWARDS, Option, Reward, RewardKind, RewardSpec, Tools
 from .color import ColorReward
-from .painting import Opinion, paint_by_label, paint_layer, painted_map
+from .painting import paint_by_label, painted_map
 from .segmentation import Segmenter, SegmentReward
+from .wish import Painted, Wish, add_paint
 
 for _file in (
     "painting",
@@ -23,15 +24,16 @@ for _file in (
 __all__ = [
     "REWARDS",
     "ColorReward",
-    "Opinion",
     "Option",
+    "Painted",
     "Reward",
     "RewardKind",
     "RewardSpec",
     "SegmentReward",
     "Segmenter",
     "Tools",
+    "Wish",
+    "add_paint",
     "paint_by_label",
-    "paint_layer",
     "painted_map",
 ]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..embedded import TINY_WORLD
 from ..errors import RewardError
 
 if TYPE_CHECKING:
@@ -46,6 +48,12 @@ class Tools:
         if name not in self._loaded:
             self._loaded[name] = Segmenter(name or None, self.device)
         return self._loaded[name]
+
+    def beside(self, model_name: str, name: str = "") -> Segmenter | None:
+        """The segmenter that knows the pictures of this model: the one named, or the only one, or
+        for Tiny World its own; None for other models."""
+        known = name or self._only is not None or Path(model_name) == TINY_WORLD
+        return self.segmenter(name) if known else None
 
 
 @dataclass(frozen=True)
@@ -152,8 +160,14 @@ class RewardSpec:
 
     @property
     def by_hand(self) -> bool:
-        """Whether a person paints it, so that it is no function of the images."""
-        return self.declared.by_hand and not any(self.options.values())
+        """Whether a person paints it, as nothing is named that would paint in their stead."""
+        named = (value for value in self.options.values() if not isinstance(value, bool))
+        return self.declared.by_hand and not any(named)
+
+    @property
+    def exact(self) -> bool:
+        """Whether what a person paints is the reward of that picture alone, as in the paper."""
+        return self.by_hand and bool(self.options.get("exact"))
 
     def make(self, tools: Tools | None = None) -> Reward:
         """The function from images to reward maps; RewardError where an option's value is wrong."""

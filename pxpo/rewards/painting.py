@@ -1,9 +1,8 @@
-"""A reward from a person: green paint is +2, red paint is -2, and everywhere else is 0."""
+"""Paint, a person's or a segmenter's, as a map: green is +2, red is -2, all else is 0."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,13 +14,12 @@ from ..errors import RewardError
 from .base import Option, Reward, RewardKind, Tools
 from .segmentation import SEGMENTER, Segmenter, labels_of
 
-STRENGTH = 2.0
+FULL = 2.0  # what a stroke says, for or against
 SATURATED = 0.35  # a stroke's colour exceeds the other two by this much; a tinted grey's does not
 NEARLY = 0.13  # how far from black or white JPEG and blurred edges lead
 GREY = 0.01  # how far apart the channels of a grey may be
 STRANGE = 0.1  # share of a picture that may be neither paint nor blank
 READABLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's modes
-SHADES, BANDS = 12, 4  # how finely `Opinion` tells colours and heights apart
 
 
 def painted_map(paint: Image.Image | np.ndarray | Tensor, picture: Tensor | None = None) -> Tensor:
@@ -52,9 +50,9 @@ def painted_map(paint: Image.Image | np.ndarray | Tensor, picture: Tensor | None
     values = values.float()
     if not torch.isfinite(values).all():
         raise RewardError("the painted map has values that are not finite (NaN or infinite).")
-    if values.abs().max() > STRENGTH:
+    if values.abs().max() > FULL:
         raise RewardError(
-            f"the painted map reaches {values.abs().max():g}; the most it can be is {STRENGTH:g}."
+            f"the painted map reaches {values.abs().max():g}; the most it can be is {FULL:g}."
         )
     return values
 
@@ -89,7 +87,7 @@ def _strokes(colours: Tensor, picture: Tensor | None) -> Tensor:
                 f"this picture is in greys, {1 - blank.float().mean():.0%} of it neither black nor "
                 "white; in greys, paint is a mask, white on black. Or paint green and red."
             )
-        mask = STRENGTH * brightest * (brightest > NEARLY) * there
+        mask = FULL * brightest * (brightest > NEARLY) * there
         return mask if (mask == 0).any() else torch.zeros_like(mask)  # all white is an empty page
     if ((paint == 0) & ~blank).float().mean() > STRANGE:
         if picture is None:
@@ -98,7 +96,7 @@ def _strokes(colours: Tensor, picture: Tensor | None) -> Tensor:
                 "paint on a transparent layer, on black or on white, and give that alone."
             )
         paint = _difference(colours[..., :3], picture)
-    return STRENGTH * paint
+    return FULL * paint
 
 
 def _difference(colours: Tensor, picture: Tensor) -> Tensor:
@@ -128,14 +126,6 @@ def _opened(mask: Tensor) -> Tensor:
     return F.max_pool2d(solid, 3, 1, 1)[0] > 0
 
 
-def paint_layer(painted: Tensor) -> Tensor:
-    """(H, W, 4) uint8: a map as the page's brushes paint it."""
-    layer = torch.zeros(*painted.shape, 4, dtype=torch.uint8)
-    layer[painted > 0] = torch.tensor([0, 255, 0, 153], dtype=torch.uint8)
-    layer[painted < 0] = torch.tensor([255, 0, 0, 153], dtype=torch.uint8)
-    return layer
-
-
 def paint_by_label(
     segmenter: Segmenter, images: Tensor, more: Sequence[str] = (), less: Sequence[str] = ()
 ) -> Tensor:
@@ -146,48 +136,12 @@ def paint_by_label(
     classes = segmenter.classes(images)
     wanted = torch.tensor([segmenter.index(label) for label in more])
     unwanted = torch.tensor([segmenter.index(label) for label in less])
-    return STRENGTH * (torch.isin(classes, wanted).float() - torch.isin(classes, unwanted).float())
+    return FULL * (torch.isin(classes, wanted).float() - torch.isin(classes, unwanted).float())
 
 
-@dataclass(frozen=True)
-class Opinion:
-    """A reward learnt from paint: what a person has said so far of pixels that look alike.
-
-    A painted map speaks of one picture alone; to judge others (the same seed later, held-out
-    seeds), a pixel gets the mean of what was painted, or left unpainted, on pixels of its colour
-    and its quarter of the height. It draws curves; no update is ever made from it.
-
-    totals, counts: (bins,) float64, the sum of the maps and the number of pixels in each bin.
-    """
-
-    totals: Tensor
-    counts: Tensor
-
-    @staticmethod
-    def none() -> Opinion:
-        size = BANDS * SHADES**3
-        return Opinion(torch.zeros(size).double(), torch.zeros(size).double())
-
-    def hear(self, images: Tensor, maps: Tensor) -> Opinion:
-        """The opinion after `maps` (B, H, W) were painted on `images` (B, 3, H, W) in [0, 1]."""
-        bins, size = _bins(images).flatten(), len(self.totals)
-        totals = torch.bincount(bins, maps.flatten().double(), size)
-        return Opinion(self.totals + totals, self.counts + torch.bincount(bins, minlength=size))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] to (B, H, W) in [-2, 2]; 0 for what was never seen."""
-        return (self.totals / self.counts.clamp(min=1)).float()[_bins(images)]
-
-
-def _bins(images: Tensor) -> Tensor:
-    """The bin (B, H, W) of each pixel."""
-    red, green, blue = (images * SHADES).long().clamp(0, SHADES - 1).unbind(1)
-    height = images.shape[2]
-    band = (torch.arange(height) * BANDS // height).view(1, -1, 1)
-    return ((band * SHADES + red) * SHADES + green) * SHADES + blue
-
-
-def _by_label(tools: Tools, more: tuple[str, ...], less: tuple[str, ...], segmenter: str) -> Reward:
+def _by_label(
+    tools: Tools, more: tuple[str, ...], less: tuple[str, ...], exact: bool, segmenter: str
+) -> Reward:
     if not (more or less):
         raise RewardError("nothing is painted; paint it, or name labels to be painted.")
     eye = tools.segmenter(segmenter)
@@ -196,7 +150,7 @@ def _by_label(tools: Tools, more: tuple[str, ...], less: tuple[str, ...], segmen
     return lambda images: paint_by_label(eye, images, more, less)
 
 
-def _words(more: tuple[str, ...], less: tuple[str, ...], segmenter: str) -> str:
+def _words(more: tuple[str, ...], less: tuple[str, ...], exact: bool, segmenter: str) -> str:
     wishes = {"more": more, "less": less}
     parts = [f"{word} {', '.join(labels)}" for word, labels in wishes.items() if labels]
     return f"painted by a segmenter, {' and '.join(parts)}" if parts else "painted"
@@ -205,10 +159,11 @@ def _words(more: tuple[str, ...], less: tuple[str, ...], segmenter: str) -> str:
 KIND = RewardKind(
     name="paint",
     title="Paint",
-    help="what is painted on the picture: green for more, red for less",
+    help="what is painted on a picture: green for more, red for less",
     options=(
         Option("more", (), "a label for a segmenter to paint green by itself", choices=labels_of),
         Option("less", (), "a label for a segmenter to paint red by itself", choices=labels_of),
+        Option("exact", False, "the painted map itself, on the picture that it was painted on"),
         SEGMENTER,
     ),
     words=_words,

@@ -62,8 +62,10 @@ def add(studio: Studio) -> None:
     """Add the verbs to the Blocks that are being built."""
 
     def generate(
-        prompt: str = EXAMPLES[0][0], seed: int = Settings.seed, steps: int = Settings.steps,
-        guidance_scale: float = Settings.guidance_scale, rank: int = Settings.rank,
+        prompt: str = EXAMPLES[0][0], seed: int = Settings.seed,
+        steps: int = studio.model.defaults["steps"],
+        guidance_scale: float = studio.model.defaults["guidance_scale"],
+        rank: int = Settings.rank,
     ) -> Work:  # fmt: skip
         """Begin a run and sample the picture that its first step judges.
 
@@ -84,55 +86,59 @@ def add(studio: Studio) -> None:
     def step(
         run_id: str, reward: Kind = "paint", paint: Picture = None, color: str = "blue",
         labels: str = "Hair", want: Want = "less", options: dict | None = None,
-        learning_rate: float | None = None, images: int | None = None,
+        strength: float = Settings.strength, images: int | None = None,
     ) -> Work:  # fmt: skip
         """Judge pictures, update the LoRA once, and sample the next picture.
 
         Args:
             run_id: the run's name, from generate
             reward: "paint", "color", "segment", or another that the page has a tab for
-            paint: for "paint": a picture, green where more is wanted and red where less
+            paint: for "paint": a picture, green where more is wanted and red where less; it adds
+                to what was painted on this run before, and may be left out then
             color: for "color": red, green, blue, or any CSS colour
             labels: for "segment": what to find, separated by commas
             want: for all but "paint": "less" of it, or "more"
             options: others of the reward's options, by name
-            learning_rate: AdamW's; the reward's default when left out
-            images: pictures judged per step; the reward's default when left out
+            strength: how far a step moves the model, relative to what it says
+            images: pictures judged per step; the model's default when left out
 
         Returns:
             the run's name, a report with the scores of all steps, and the next picture to judge
         """
-        changes = {"learning_rate": learning_rate, "images": images}
-        changes = {name: value for name, value in changes.items() if value is not None}
-        return studio.step(run_id, asked(reward, color, labels, want, options), paint, **changes)
+        spec = asked(reward, color, labels, want, options)
+        return studio.step(run_id, spec, paint, strength=strength, images=images)
 
     def run(
         run_id: str, count: Count = 5, reward: Kind = "paint", paint: Picture = None,
         color: str = "blue", labels: str = "Hair", want: Want = "less",
-        options: dict | None = None, learning_rate: float | None = None,
+        options: dict | None = None, strength: float = Settings.strength,
         images: int | None = None,
     ) -> Work:  # fmt: skip
-        """Several steps with the same reward, as `step` does one.
+        """Several steps with the same reward, as `step` does one; fewer where a wish is met.
 
         Args:
             run_id: the run's name, from generate
             count: how many steps
             reward: "paint", "color", "segment", or another that the page has a tab for
-            paint: for "paint": a picture, green where more is wanted and red where less
+            paint: for "paint": a picture, green where more is wanted and red where less; it adds
+                to what was painted on this run before, and may be left out then
             color: for "color": red, green, blue, or any CSS colour
             labels: for "segment": what to find, separated by commas
             want: for all but "paint": "less" of it, or "more"
             options: others of the reward's options, by name
-            learning_rate: AdamW's; the reward's default when left out
-            images: pictures judged per step; the reward's default when left out
+            strength: how far a step moves the model, relative to what it says
+            images: pictures judged per step; the model's default when left out
 
         Returns:
             the run's name, a report with the scores of all steps, and the next picture to judge
         """
         for _ in range(count):
             done = yield from step(
-                run_id, reward, paint, color, labels, want, options, learning_rate, images
+                run_id, reward, paint, color, labels, want, options, strength, images
             )
+            if done.met:
+                break
+            paint = None  # the first step has heard it
         return done
 
     def back(run_id: str, step: int = 0) -> Work:
@@ -179,7 +185,7 @@ def answered(verb: Callable[..., Work]) -> Callable[..., Iterator[Any]]:
             # Empty answers now and then: between two of them a client can cancel the work.
             run = yield from throttled(work(*values), lambda _: (None, None, None))
         report = {"step": run.count, "reward": run.reward and run.reward.name,
-                  "scores": [vars(score) for score in run.latest]}  # fmt: skip
+                  "scores": [vars(score) for score in run.latest], "met": run.met}  # fmt: skip
         yield run.id, report, FileData(path=served(large(run.picture)))
 
     answer.__signature__ = inspect.signature(verb).replace(  # type: ignore[attr-defined]

@@ -21,8 +21,10 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+import torch
 from PIL import Image
 
+from ..rewards import painted_map
 from ..studio import Studio
 from .parts import CANVAS, large, served
 
@@ -81,8 +83,8 @@ class Canvas:
 
     def renew(self, listen: Callable[..., Any], run: gr.BrowserState, ended: gr.State,
               **quiet: Any) -> Any:  # fmt: skip
-        """Events that bring the run's picture, under the paint on the editor or that of the last
-        update; ended: (anything, whether the paint on the editor stays)."""
+        """Events that bring the run's picture, under the paint on the editor or none; ended:
+        (anything, whether that paint stays). Paint that is part of the wish never does."""
         wrap = self.studio.thread.wrap
         emptied = self.read(listen, **quiet).then(
             wrap(self._empty), [run, ended, *self.inputs], [self.waiting, self.editor], **quiet
@@ -103,7 +105,9 @@ class Canvas:
         self, run: str, ended: tuple[Any, bool], drawn: dict[str, Any] | None, waiting: Waiting
     ) -> tuple[Waiting, Any]:
         _, stays = ended
-        paint = sketch(drawn, waiting) if stays else self._learnt_from(run)
+        paint = sketch(drawn, waiting) if stays else None
+        if paint and self._is_wished(run, paint):
+            paint = None
         return (paint, math.inf), None if run else gr.skip()
 
     def _fill(self, run: str, waiting: tuple[Image.Image | None, float]) -> tuple[Waiting, Any]:
@@ -119,10 +123,10 @@ class Canvas:
     def _bring_back(self, run: str) -> tuple[Waiting, Any]:
         return None, self._value(run, None)
 
-    def _learnt_from(self, run: str) -> Image.Image | None:
-        """The paint of the run's last update."""
-        paint = self.studio.run(run).paint if run else None
-        return None if paint is None else Image.fromarray(paint.numpy())
+    def _is_wished(self, run: str, paint: Image.Image) -> bool:
+        """Whether this paint is what the run's wish heard last."""
+        painted = self.studio.run(run).painted if run else ()
+        return bool(painted) and torch.equal(painted_map(paint), painted[-1].paint)
 
     def _value(self, run: str, paint: Image.Image | None) -> dict[str, Any]:
         """The editor's: the picture to judge under the paint. It would show a `composite` alone."""

@@ -16,7 +16,7 @@ from ..errors import PxpoError
 from ..lora import Lora, load_lora
 from ..plots import to_picture
 from ..progress import Progress
-from ..rewards import RewardSpec, painted_map
+from ..rewards import RewardSpec
 from ..run import SHOWING, Run
 from ..studio import Studio
 from .parts import CANVAS, errors_as_messages, large, refusal, served, throttled
@@ -74,29 +74,38 @@ class Events:
 
     def learn(
         self, count: int, run_id: str, reward: RewardSpec, paint: Image.Image | None,
-        learning_rate: float, images: int,
+        strength: float, images: int,
     ) -> Iterator[Shown]:  # fmt: skip
-        """`count` updates; a run is begun first where the page still shows the example.
-
-        learning_rate, images: 0 is what suits the reward.
-        """
+        """`count` updates, or fewer where the wish is met; a run is begun first where the page
+        still shows the example. images: 0 is the model's own number."""
         if not run_id:
             for shown in self.start(*EXAMPLES[0]):
                 run_id = shown.get("run", "")
                 yield {name: shown[name] for name in ("status", "run") if name in shown}
-        if reward.by_hand:
-            images = 0  # it judges the one picture that was painted on
-        else:
-            paint = None
-        changes = {"learning_rate": learning_rate, "images": images}
-        changes = {name: value for name, value in changes.items() if value}
         before = served(large(self.studio.run(run_id).updates[0].shown[0]))
-        for _ in range(count):
+        for number in range(count):
             began = time.monotonic()
             head = f"Step {self.studio.run(run_id).count + 1}"
-            work = self.studio.step(run_id, reward, paint, **changes)
+            strokes = paint if reward.by_hand and number == 0 else None  # then they are the wish
+            work = self.studio.step(
+                run_id, reward, strokes, strength=strength, images=images or None
+            )
             run = yield from self.progress(work, head, before)
-            yield self.view(run, self.summary(run, paint, time.monotonic() - began))
+            yield self.view(run, self.summary(run, time.monotonic() - began))
+            if run.met:
+                return
+
+    def wishes(self, run_id: str) -> bool:
+        """Whether anything was painted on this run before."""
+        with contextlib.suppress(PxpoError):
+            return bool(run_id) and bool(self.studio.run(run_id).painted)
+        return False
+
+    def forget_wish(self, run_id: str) -> Iterator[Shown]:
+        """The run without what was painted."""
+        if not run_id:
+            raise refusal("This is the example; press Step first.")
+        yield self.view(self.studio.forget_wish(run_id), "Forgotten: paint what you want now.")
 
     def back(self, run_id: str, update: int | None = None) -> Iterator[Shown]:
         """The run as it was after that many updates; None is one before the last."""
@@ -139,9 +148,7 @@ class Events:
         }
 
     def heat_map(self, run_id: str, reward: RewardSpec) -> str | None:
-        """The file of an automatic reward on the picture to judge; None where there is none."""
-        if reward.by_hand:
-            return None
+        """The file of the reward on the picture to judge; None where there is none."""
         with contextlib.suppress(PxpoError):  # Step says what is missing
             picture = self.studio.heat(self.studio.run(run_id), reward)
             return served(picture.resize((CANVAS, CANVAS)))
@@ -168,15 +175,19 @@ class Events:
         return "Paint what you want more of (green) or less of (red), then press Step." + note
 
     @staticmethod
-    def summary(run: Run, paint: Image.Image | None, seconds: float) -> str:
+    def summary(run: Run, seconds: float) -> str:
         """An update in one line."""
         last, now = run.latest[-2:]
-        parts = [f"Step {run.count}", f"reward {last.here:+.3f} → {now.here:+.3f}"]
-        if paint:
-            painted = painted_map(paint)
-            more, less = ((painted * sign > 0).float().mean() for sign in (1, -1))
-            parts.append(f"painted + {more:.0%}, − {less:.0%}")
-        return " · ".join([*parts, f"{seconds:.1f} s"])
+        metrics = run.updates[-1].metrics
+        parts = [
+            f"Step {run.count}",
+            f"reward {last.here:+.3f} → {now.here:+.3f}",
+            f"moved {metrics['moved']:.1%}, {metrics['from_base']:.0%} from the base model",
+            f"{seconds:.1f} s",
+        ]
+        if run.met:
+            parts.append("the wish is met: nothing you painted red is left, nothing more to learn")
+        return " · ".join(parts)
 
     # What leaves the page.
 

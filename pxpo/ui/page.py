@@ -97,6 +97,11 @@ class Page:
             self.stop_button = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop")
             self.back_button = gr.Button("Back", min_width=80, elem_id="back")
             self.reset_button = gr.Button("Reset", min_width=80, elem_id="reset")
+            self.forget_button = gr.Button("Forget the wish", min_width=80, elem_id="forget")
+        self.strength = gr.Slider(
+            0.005, 0.1, Settings.strength, step=0.005, label="Strength", elem_id="strength",
+            info="how far a step moves the model",
+        )  # fmt: skip
         self.tabs = RewardTabs(self.studio.tools)
 
     def layout_results(self) -> None:
@@ -123,16 +128,13 @@ class Page:
                 self.seed = setting("seed", "Seed", seed)
                 self.new_button = gr.Button("New picture", elem_id="fresh")
             with gr.Row():
+                usual = self.studio.model.defaults
                 self.sampling = [
-                    setting("steps", "DDIM steps", Settings.steps),
-                    setting("guidance_scale", "Guidance", Settings.guidance_scale),
+                    setting("steps", "DDIM steps", usual["steps"]),
+                    setting("guidance_scale", "Guidance", usual["guidance_scale"]),
                     setting("rank", "LoRA rank", Settings.rank),
                 ]
-                self.learning = [
-                    # An empty number field turns into 0 once it is shown.
-                    setting("learning_rate", "Learning rate", 0, "; 0: what suits the tab"),
-                    setting("images", "Samples per step", 0, "; 0: what suits the tab"),
-                ]
+                self.images = setting("images", "Pictures per step", usual["images"])
             gr.Markdown(
                 "Steps, guidance and rank count from the next new picture on.\n\n"
                 + offer(self.studio.model)
@@ -202,8 +204,9 @@ class Page:
         def back_to(run: str, thumbnail: gr.SelectData) -> Iterator[Shown]:
             return events.back(run, thumbnail.index)
 
+        learning = self.wire_learning(working)
         keeping_paint = (
-            *self.wire_learning(working),
+            self.forget_button.click(on_page(events.forget_wish), self.run, **working),
             self.back_button.click(on_page(events.back), self.run, **working),
             self.history.select(on_page(back_to), self.run, **working),
         )
@@ -217,21 +220,21 @@ class Page:
             self.upload.upload(on_page(events.admit), [self.upload, *new_run], **working),
         )  # fmt: skip
         self.end(keeping_paint, paint_stays=True)
-        self.end(changing_paint, paint_stays=False)
+        self.end((*learning, *changing_paint), paint_stays=False)
         self.stop_button.click(
-            None, cancels=[*keeping_paint, *changing_paint], api_visibility="private"
+            None, cancels=[*learning, *keeping_paint, *changing_paint], api_visibility="private"
         )
 
     def wire_learning(self, working: dict[str, Any]) -> tuple[Any, Any]:
         """The events of Step and Run, which are refused without paint."""
         refused_at = [self.canvas.brush, self.status]  # one over the canvas, one beside Step
-        inputs = [self.count, self.run, *self.tabs.inputs, *self.canvas.inputs, *self.learning,
-                  *refused_at]  # fmt: skip
+        inputs = [self.count, self.run, *self.tabs.inputs, *self.canvas.inputs, self.strength,
+                  self.images, *refused_at]  # fmt: skip
 
         def many(count: float | None, run: str, *values: Any) -> Iterator[Shown]:
-            *chosen, drawn, waiting, rate, images, _, _ = values
+            *chosen, drawn, waiting, strength, images, _, _ = values
             reward, paint = self.tabs.spec(*chosen), sketch(drawn, waiting)
-            return self.events.learn(int(count or 1), run, reward, paint, rate, images)
+            return self.events.learn(int(count or 1), run, reward, paint, strength, images)
 
         def once(_: float | None, *values: Any) -> Iterator[Shown]:
             return many(1, *values)
@@ -240,7 +243,7 @@ class Page:
             given = dict(zip(inputs, values, strict=True))
             reward = self.tabs.spec(*(given[part] for part in self.tabs.inputs))
             paint = sketch(*(given[part] for part in self.canvas.inputs))
-            missing = reward.by_hand and paint is None
+            missing = reward.by_hand and paint is None and not self.events.wishes(given[self.run])
             return [
                 gr.validate(not (missing and part in refused_at), "Paint + or − first.")
                 for part in inputs

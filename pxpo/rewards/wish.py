@@ -1,0 +1,119 @@
+"""The wish: what a person meant by painting, as a reward on any picture.
+
+A stroke means what was under it when it was drawn. Kept as a map it turns against the person: red
+over a tree goes on blaming the meadow that came in its place. So a pixel of any picture gets the
+mean of what was painted on those pixels of the painted pictures that look most like it, by the
+diffusion model's own features, and by a segmenter's class probabilities where there is one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..credit import downsample
+from .segmentation import Segmenter
+
+NEIGHBOURS = 16
+SHARPNESS = 0.1  # a neighbour whose cosine is smaller by this counts by 1/e
+LOUDER = 4.0  # a painted pixel counts as much as this many bare ones, a later picture's likewise
+PROBABILITIES = 1.5  # their weight beside the features, which have length 1
+MOST_PAINTED = 16  # painted pictures; older ones live on in what later ones took from them
+
+
+@dataclass(frozen=True)
+class Painted:
+    """picture: (H, W, 3) uint8, as it was shown. paint: (H', W') in [-2, 2], what was put on it."""
+
+    picture: Tensor
+    paint: Tensor
+
+
+def add_paint(painted: Sequence[Painted], picture: Tensor, paint: Tensor) -> tuple[Painted, ...]:
+    """`painted` and one more; of two on the same picture, the later one's word on each pixel."""
+    others = []
+    for one in painted:
+        if torch.equal(one.picture, picture):
+            before = F.interpolate(one.paint[None, None], paint.shape)[0, 0]
+            paint = torch.where(paint != 0, paint, before)
+        else:
+            others.append(one)
+    return (*others, Painted(picture, paint))[-MOST_PAINTED:]
+
+
+class Wish:
+    """A reward from painted pictures, the earliest first.
+
+    What a later picture leaves bare means there what the earlier ones say of it; a picture that is
+    painted first means nothing there. So the latest word on a thing wins, and the others stay.
+    """
+
+    def __init__(
+        self,
+        painted: Sequence[Painted],
+        features: Callable[[Tensor], Tensor],
+        segmenter: Segmenter | None = None,
+    ) -> None:
+        """features: images (B, 3, H, W) in [0, 1] to (B, F, h, w), as a DiffusionModel's."""
+        self.features, self.segmenter = features, segmenter
+        pictures = torch.stack([one.picture for one in painted]).permute(0, 3, 1, 2) / 255
+        seen, known = self._look(pictures)
+        self.size = (seen.shape[-2], seen.shape[-1])
+        self.mean = seen.mean((0, 2, 3), keepdim=True)
+        self.std = seen.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
+        self.known_mean = known.mean((0, 2, 3), keepdim=True)
+        self.pixels = self._described(seen, known)  # (N, P, F)
+        self.values = torch.zeros(0)  # (M,), of the first pixels: what is meant by each
+        self.loudness = torch.zeros(0)  # (M,), of the same: the logarithm of how much each counts
+        for number, one in enumerate(painted):
+            paint, share = (
+                downsample(values[None].float(), self.size).flatten()
+                for values in (one.paint, one.paint != 0)
+            )
+            bare = self._meant(self.pixels[number]) if number else torch.zeros_like(paint)
+            self.values = torch.cat([self.values, paint + (1 - share) * bare])
+            self.loudness = torch.cat([self.loudness, math.log(LOUDER) * (number + share)])
+        self.wants_more = any((one.paint > 0).any() for one in painted)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to (B, H, W) in [-2, 2]."""
+        described = self._described(*self._look(images))
+        maps = torch.stack([self._meant(pixels).view(self.size) for pixels in described])
+        return F.interpolate(maps[:, None], images.shape[2:])[:, 0]
+
+    def met(self, maps: Tensor) -> bool:
+        """Whether these maps (B, H, W) of pictures leave nothing to learn: nothing is blamed, and
+        where more of something is wanted, nine tenths are that."""
+        praised = (maps >= 1).float().mean().item()
+        return not (maps <= -1).any() and (not self.wants_more or praised >= 0.9)
+
+    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The features (B, F, h, w) of images, and class probabilities (B, K, h, w); K may be 0."""
+        seen = self.features(images)
+        b, _, h, w = seen.shape
+        if self.segmenter is None:
+            return seen, torch.zeros(b, 0, h, w)
+        known = self.segmenter.probabilities(images)
+        return seen, downsample(known.flatten(0, 1), (h, w)).view(b, -1, h, w)
+
+    def _described(self, seen: Tensor, known: Tensor) -> Tensor:
+        """Each pixel's description (B, P, F), of length 1. A segmenter that calls all of the
+        painted pictures the same has no say."""
+        seen = F.normalize((seen - self.mean) / self.std, dim=1)
+        both = torch.cat([seen, PROBABILITIES * (known - self.known_mean)], dim=1)
+        return F.normalize(both.flatten(2), dim=1).transpose(1, 2)
+
+    def _meant(self, pixels: Tensor) -> Tensor:
+        """What the paint means for pixels (P, F), by those whose values are known: (P,)."""
+        memory = self.pixels.flatten(0, 1)[: len(self.values)]
+        parts = []
+        for part in pixels.split(4096):  # of a large picture not all at once
+            scores = part @ memory.T / SHARPNESS + self.loudness
+            nearest, index = scores.topk(min(NEIGHBOURS, len(memory)))
+            parts.append((nearest.softmax(1) * self.values[index]).sum(1))
+        return torch.cat(parts)
