@@ -184,7 +184,8 @@ def start(options: argparse.Namespace) -> int:
 def painted(run: Run, reward_map: Tensor) -> Run:
     """The run with one more map; the paper's, one for each update, are kept apart."""
     if run.reward and run.reward.exact:
-        return replace(run, painted=(*run.painted, Painted(run.updates[0].shown[0], reward_map)))
+        picture = run.updates[0].shown[0].clone()  # tensors in a file share no memory
+        return replace(run, painted=(*run.painted, Painted(picture, reward_map)))
     return paint(run, reward_map)
 
 
@@ -201,6 +202,8 @@ def spec_of(options: argparse.Namespace) -> RewardSpec:
             f"{spec.kind} needs either --map with a painted picture, or labels to paint by itself, "
             "e.g. --more Lake --less Tree."
         )
+    if chosen.get("exact") and not options.map:
+        raise SettingError("--exact is for --map: labels are painted on every picture anyway.")
     return spec
 
 
@@ -230,8 +233,10 @@ def read_paint(path: Path, picture: Tensor | None) -> Tensor:
 def go_on(options: argparse.Namespace) -> int:
     run, folder = opened(options.run)
     spec = run.reward
-    if spec is None or (spec.by_hand and not run.painted):
+    if spec is None:
         raise RunError(f"{folder} was taught nothing yet, and names no reward; begin with one.")
+    if spec.by_hand and not run.painted:
+        raise RunError(f"{folder} has no wish any more: it was forgotten; paint on the page.")
     if options.updates is not None:
         settings = replace(run.settings, updates=options.updates)
         if settings.updates < run.count:
@@ -285,7 +290,7 @@ def train(model: DiffusionModel, run: Run, tools: Tools, folder: Path) -> int:
         )
         return 130
     write_results(run, folder, heat)
-    if run.met:
+    if run.met and not spec.exact:
         print("The wish is met: nothing that was painted red is left, nothing more to learn.")
     print(f"Done: {run.count} updates, LoRA and pictures in {folder / 'lora'}")
     return 0

@@ -57,9 +57,10 @@ def scale_step(
             parameter.copy_(old + size * step)
     for parameter, old in zip(parameters, before, strict=True):
         parameter.copy_(old)
+    wanted = f"a change of {strength:g}" if strength else "a change that is finite"
     raise DivergedError(
-        f"No size of this update's step changes what the model says by {strength:g}: the last of "
-        f"{TRIES} changed it by {moved:g}. The LoRA is as before; try another strength."
+        f"No size of this update's step gives {wanted} of what the model says; the last of {TRIES} "
+        f"gave {moved:g}. The LoRA is as before; try another strength, or other rewards."
     )
 
 

@@ -11,6 +11,7 @@ time: where many people call, all that computes goes through `studio.thread`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
@@ -28,15 +29,15 @@ from PIL import Image
 
 from .card import base_of, score_curve, write_folder
 from .embedded import TINY_SEGMENTER
-from .errors import RunError
+from .errors import RewardError, RunError
 from .hub import push
-from .lora import FILE_NAME, Lora, check_fits
+from .lora import FILE_NAME, Lora, check_fits, without_lora
 from .models import DiffusionModel
 from .plots import heat_map
 from .progress import Progress
-from .rewards import RewardSpec, Segmenter, Tools, painted_map
+from .rewards import Reward, RewardSpec, Segmenter, Tools, painted_map
 from .rewards.painting import FULL
-from .run import Run, back, begin, generate, judge_of, paint, resolved, scored, teach
+from .run import Run, Update, back, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import Settings, settings_for
 from .store import load_run, pack, save_run, unpack
 
@@ -146,16 +147,20 @@ class Studio:
                 f"this run has {run.count} updates, the most there can be; download it, or start "
                 "anew."
             )
-        reward = self._named(reward)
+        if reward.exact:
+            raise RewardError(
+                "here paint is a wish, which holds on any picture; exact is for the command line."
+            )
         changed = {n: v for n, v in settings.items() if v is not None}
         wanted = replace(run, reward=reward, settings=self._settings(run.settings, changed))
-        if adds := reward.by_hand and painting is not None:
+        if reward.by_hand and painting is not None:
             wanted = self._painted(wanted, painting)
-        judge = judge_of(wanted, self.model, self.tools)
-        if adds:  # its numbers shall mean the same at every update
-            wanted = scored(wanted, reward, judge, anew=True)
-        if wanted.met:
-            raise RunError(MET)
+        judge, reward = judge_of(wanted, self.model, self.tools), self._named(reward)
+        if reward.by_hand:
+            adds = wanted.painted is not run.painted
+            wanted = yield from self._judged(wanted, reward, judge, anew=adds)
+            if wanted.met:
+                raise RunError(MET)
         wanted = yield from generate(self.model, wanted)
         maps = judge(wanted.trajectory.images)  # type: ignore[union-attr]
         return self._keep((yield from teach(self.model, wanted, reward, maps, judge)))
@@ -170,10 +175,11 @@ class Studio:
         return self._keep(back(self.run(run_id), count))
 
     def heat(self, run: Run, reward: RewardSpec) -> Image.Image:
-        """What a reward says of the run's picture, laid over it."""
-        judge = judge_of(replace(run, reward=reward), self.model, self.tools)
-        limit = FULL if reward.by_hand else None
-        return heat_map(run.picture, judge(run.picture[None])[0], limit)
+        """What a reward says of the run's picture, laid over it; also while another run learns."""
+        with bare(self.model):
+            judge = judge_of(replace(run, reward=reward), self.model, self.tools)
+            reward_map = judge(run.picture[None])[0]
+        return heat_map(run.picture, reward_map, FULL if reward.by_hand else None)
 
     def curve(self, run: Run) -> Any:
         """The figure of the last reward by update, None before the first one."""
@@ -243,6 +249,18 @@ class Studio:
         same = {name: getattr(last, name) for name in fixed}
         return self.model.filled(settings_for("paint", **{**same, **changes}))
 
+    def _judged(
+        self, run: Run, reward: RewardSpec, judge: Reward, anew: bool
+    ) -> Generator[Progress, None, Run]:
+        """`scored`, one update after the other, as it takes a while after more was painted: the
+        numbers shall mean the same at every update."""
+        updates = list[Update]()
+        for number, one in enumerate(run.updates):
+            if anew or reward.name not in one.scores:
+                yield Progress("judging what was shown", number, len(run.updates))
+            updates += scored(replace(run, updates=(one,)), reward, judge, anew=anew).updates
+        return replace(run, reward=reward, updates=tuple(updates))
+
     def _painted(self, run: Run, painting: Image.Image) -> Run:
         strokes = painted_map(painting, run.picture)
         if not strokes.any():
@@ -252,7 +270,7 @@ class Studio:
     def _named(self, reward: RewardSpec) -> RewardSpec:
         """The reward with the name of the segmenter here, so that another place takes the same."""
         here = resolved(self.segmenter.name)
-        if reward.by_hand or "segmenter" not in reward.options or Path(here) == TINY_SEGMENTER:
+        if "segmenter" not in reward.options or Path(here) == TINY_SEGMENTER:
             return reward
         return reward.changed(segmenter=here)
 
@@ -299,6 +317,20 @@ class Studio:
                 "model runs."
             )
         return replace(run, id=run_id, model_name=model)  # never a folder that it names
+
+
+@contextlib.contextmanager
+def bare(model: DiffusionModel) -> Iterator[None]:
+    """The model without the LoRA of work that is under way, between two steps of it."""
+    if not model.busy:
+        yield
+        return
+    model.busy = False
+    try:
+        with without_lora(model):
+            yield
+    finally:
+        model.busy = True
 
 
 def _placeless(model_name: str) -> str:

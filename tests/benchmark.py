@@ -29,15 +29,19 @@ sys.path.insert(0, str(ROOT))
 from pxpo import (  # noqa: E402
     DiffusionModel,
     Noise,
+    RewardSpec,
+    Tools,
     begin,
     finish,
-    learn,
+    generate,
+    judge_of,
     load_model,
+    paint,
     painted_map,
     rollout,
     settings_for,
+    teach,
 )
-from pxpo.settings import PAINTED  # noqa: E402
 
 PORT = 7899
 PAINT = ROOT / "assets" / "opening" / "paint.png"
@@ -85,7 +89,7 @@ def opened(address: str, browser: Any) -> Any:
 
 
 def steps_on(page: Any, count: int) -> list[float]:
-    """Seconds from pressing Step, on the paint that is there, to the status that says: done."""
+    """Seconds from pressing Step, on the example's wish, to the status that says: done."""
     page.wait_for_timeout(5000)  # the editor takes the picture and its paint in
     return [seconds(lambda: step_on(page, 1 + number)) for number in range(count)]  # noqa: B023
 
@@ -99,13 +103,15 @@ def step_on(page: Any, number: int) -> None:
 
 
 def updates(model: DiffusionModel, count: int) -> list[float]:
-    """Seconds of each update from a painted picture, the next picture included."""
-    run = finish(begin(model, settings_for("paint", **PAINTED, shown=1)))
-    maps = painted_map(Image.open(PAINT))[None]
-    times = []
+    """Seconds of each update from a wish: its images, the learning and the next picture."""
+    wish = RewardSpec("paint")
+    run = finish(begin(model, settings_for("paint", shown=1), reward=wish))
+    run = paint(run, painted_map(Image.open(PAINT)))
+    judge, times = judge_of(run, model, Tools(str(model.device))), []
     for _ in range(count):
         started = time.perf_counter()
-        run = finish(learn(model, run, maps))
+        run = finish(generate(model, run))
+        run = finish(teach(model, run, wish, judge(run.trajectory.images), judge))
         times.append(time.perf_counter() - started)
     return times
 
@@ -123,13 +129,14 @@ def main() -> None:
     from gradio_client import Client, handle_file
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    model, settings = load_model(), settings_for("paint")
+    model = load_model()
+    settings = model.filled(settings_for("paint"))
     images = [
         seconds(lambda: finish(rollout(model, [settings.prompt], [Noise(seed)], settings)))  # noqa: B023
         for seed in range(repeats + 1)
     ]
     line(f"one image, {settings.steps} DDIM steps", images[1:])
-    line("an update and the next image", updates(model, repeats + 1)[1:])
+    line("an update, its images and the next one", updates(model, repeats + 1)[1:])
     with tempfile.TemporaryDirectory() as runs, chromium() as browser:
         address = f"http://127.0.0.1:{PORT}"
         command = [sys.executable, "app.py", "--port", str(PORT), "--runs", runs]
@@ -145,18 +152,19 @@ def main() -> None:
                 if browser:
                     on_page = steps_on(page, repeats + 1)
                     page.close()
-                client, paint = Client(address, verbose=False), handle_file(PAINT)
+                client, painting = Client(address, verbose=False), handle_file(PAINT)
                 run = client.predict(settings.prompt, seed=12, api_name="/generate")[0]
+                client.predict(run, paint=painting, api_name="/step")
                 steps = [
-                    seconds(lambda: client.predict(run, paint=paint, api_name="/step"))  # noqa: B023
-                    for _ in range(repeats + 1)
+                    seconds(lambda: client.predict(run, api_name="/step"))  # noqa: B023
+                    for _ in range(repeats)
                 ]
                 peak = peak_memory(app)
             finally:
                 app.terminate()
                 app.wait()
     line("from `python app.py` to the first picture", starts)
-    line("a painted step by the API: that, and held-out seeds", steps[1:])
+    line("a painted step by the API: that, and held-out seeds", steps)
     if browser:
         line("the visitor's first step, the run's start included", on_page[:1])
         line("a painted step, page open on the same cores", on_page[1:])

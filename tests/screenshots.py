@@ -22,7 +22,8 @@ from pxpo.ui import Page, launch  # noqa: E402
 
 SIZES = {"desktop": (1440, 900), "tablet": (820, 1180), "phone": (390, 844)}
 STEPS = 5
-DONE = f"document.querySelector('#status textarea').value.includes('Step {STEPS} ·')"
+OPENED = "document.querySelector('#status textarea')?.value.includes('An example')"
+DONE = f"/Step {STEPS} ·|wish is met/.test(document.querySelector('#status textarea').value)"
 
 
 def main(folder: Path) -> None:
@@ -46,6 +47,7 @@ def main(folder: Path) -> None:
                 page.goto(server.local_url)
                 status = page.locator("#status textarea")
                 if state is None:
+                    page.wait_for_function(OPENED, timeout=60_000)
                     page.wait_for_timeout(4000)
                     page.screenshot(path=folder / "opening.png")
                     page.locator("#count input").fill(str(STEPS))

@@ -19,10 +19,11 @@ from conftest import answers, free_port
 from PIL import Image
 from safetensors.torch import load_file
 
-from pxpo import load_model
+from pxpo import Run, Wish, load_model
 from pxpo.errors import DivergedError, PxpoError
 from pxpo.rewards import painted_map
 from pxpo.run import teach
+from pxpo.store import open_run
 from pxpo.studio import ModelThread, Studio
 
 gradio_client = pytest.importorskip("gradio_client")
@@ -65,13 +66,17 @@ def paint(tmp_path):
 
 def test_the_verbs_are_named_typed_and_documented(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(endpoints) == {"/generate", "/step", "/run", "/back", "/export"}
+    assert set(endpoints) == {"/generate", "/step", "/run", "/back", "/forget", "/export"}
     parameters = {p["parameter_name"]: p for p in endpoints["/step"]["parameters"]}
     assert list(parameters) == [
-        "run_id", "reward", "paint", "color", "labels", "want", "options", "learning_rate",
-        "images",
+        "run_id", "reward", "paint", "color", "labels", "want", "options", "strength", "images",
     ]  # fmt: skip
     assert parameters["reward"]["parameter_default"] == "paint"
+    assert parameters["strength"]["parameter_default"] == 0.03
+    begin = {p["parameter_name"]: p for p in endpoints["/generate"]["parameters"]}
+    # The model's own.
+    assert begin["steps"]["parameter_default"] == 50
+    assert begin["guidance_scale"]["parameter_default"] == 7.5
     assert all(endpoint["description"] for endpoint in endpoints.values())
 
 
@@ -92,8 +97,49 @@ def test_a_run_from_its_first_picture_to_its_lora(client, run, paint):
     assert report["reward"] == "more orange"
     assert client.predict(run, step=1, api_name="/back")[1]["step"] == 1
     lora, archive = client.predict(run, api_name="/export")
+    taught = open_run(Path(archive))[0].updates[1].settings
+    assert taught.images == 4  # the model's own, as none were named
     assert all(weight.any() for weight in load_file(lora).values())  # half were zero at step 0
     assert "run.json" in zipfile.ZipFile(archive).namelist()
+
+
+def exported(client, run: str) -> Run:
+    return open_run(Path(client.predict(run, api_name="/export")[1]))[0]
+
+
+def test_paint_is_a_wish_that_adds_up_goes_on_and_is_forgotten(client, run, paint):
+    report = client.predict(run, paint=paint, api_name="/step")[1]
+    assert report["reward"] == "painted" and report["met"] is False
+    report = client.predict(run, api_name="/step")[1]  # goes on without more paint
+    assert report["step"] == 2 and len(exported(client, run).painted) == 1
+    client.predict(run, count=2, paint=paint, api_name="/run")  # the first of them hears it
+    wished = exported(client, run)
+    assert wished.count == 4 and len(wished.painted) == 2
+    assert torch.equal(wished.painted[1].picture, wished.updates[2].shown[0])
+    same_run, report, picture = client.predict(run, api_name="/forget")
+    assert same_run == run and report["step"] == 4 and Image.open(picture).size == (512, 512)
+    assert exported(client, run).painted == ()
+    with pytest.raises(Exception, match="nothing is painted"):
+        client.predict(run, api_name="/step")
+
+
+def test_a_run_ends_early_where_the_wish_is_met(client, run, paint, monkeypatch):
+    answers = iter([False, False, True])  # of the beginning, and after each step
+    monkeypatch.setattr(Wish, "met", lambda wish, maps: next(answers))
+    report = client.predict(run, count=9, paint=paint, api_name="/run")[1]
+    assert report["step"] == 2 and report["met"] is True
+    for verb in ("/step", "/run"):
+        with pytest.raises(Exception, match="the wish is met"):
+            client.predict(run, api_name=verb)
+    assert exported(client, run).count == 2
+
+
+def test_strength_reaches_the_settings(client, run):
+    client.predict(run, reward="color", images=2, strength=0.08, api_name="/step")
+    client.predict(run, reward="color", images=2, strength=0.02, count=1, api_name="/run")
+    client.predict(run, reward="color", images=2, api_name="/step")
+    strengths = [update.settings.strength for update in exported(client, run).updates[1:]]
+    assert strengths == [0.08, 0.02, 0.03]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +151,10 @@ def test_a_run_from_its_first_picture_to_its_lora(client, run, paint):
         ("step", {"reward": "color", "color": "no such colour"}, "no such colour"),
         ("step", {"reward": "segment", "labels": "Unicorn"}, "Unicorn"),
         ("step", {"reward": "poetry"}, "poetry"),
-        ("step", {"reward": "color", "learning_rate": -1}, "learning_rate"),
+        ("step", {"reward": "color", "strength": -1}, "strength"),
+        ("step", {"reward": "color", "strength": 2}, "most it can be is 1"),
+        ("step", {"options": {"exact": True}}, "exact is for the command line"),
+        ("run", {}, "nothing is painted"),
         ("step", {"paint": {"path": __file__}}, "must be an uploaded picture"),
         ("step", {"paint": gradio_client.handle_file(__file__)}, "must be an uploaded picture"),
         ("step", {"reward": "color", "want": "none"}, "want is 'none'"),
@@ -287,7 +336,7 @@ def test_an_mcp_client_lists_and_calls_the_tools(address, run):
 
     tools, answer = asyncio.run(talk())
     step = next(tool for name, tool in tools.items() if name.endswith("step"))
-    assert len(tools) == 5 and "update the LoRA once" in step.description
+    assert len(tools) == 6 and "update the LoRA once" in step.description
     assert "run_id" in step.inputSchema["properties"]
     assert not answer.isError
     assert '"step": 1' in json.dumps([part.model_dump(mode="json") for part in answer.content]) or (

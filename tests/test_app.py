@@ -6,8 +6,10 @@ are marked slow.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -27,14 +29,19 @@ FEW = 3  # DDIM steps
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def studio(tmp_path_factory):
     from pxpo import Segmenter, load_model
     from pxpo.studio import Studio
+
+    return Studio(load_model(device="cpu"), Segmenter(), tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def address(studio):
     from pxpo.ui import Page, launch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Chromium takes a core; threads that wait for one another crawl then
-    studio = Studio(load_model(device="cpu"), Segmenter(), tmp_path_factory.mktemp("runs"))
     blocks = launch(Page(studio), prevent_thread_lock=True, quiet=True)
     yield blocks.local_url
     blocks.close()
@@ -155,10 +162,24 @@ def take_red(page) -> None:
     page.locator("#ed [aria-label=Color][style*='rgb(255, 0, 0)']").wait_for(timeout=PATIENCE)
 
 
-def painted(page) -> tuple[int, int]:
-    """Percent of the picture under green and under red paint, as the last step was told."""
-    part = status(page).split("painted + ")[1]
-    return int(part.split("%")[0]), int(part.split("− ")[1].split("%")[0])
+def run_of(studio):
+    """The run that was worked on last."""
+    return studio.run(max(studio.folder.iterdir(), key=lambda one: one.stat().st_mtime_ns).name)
+
+
+def wish(studio) -> list[tuple[float, float]]:
+    """Percent under green and under red paint of each picture that the wish is made of."""
+    return [
+        tuple(100 * (one.paint * sign > 0).float().mean().item() for sign in (1, -1))
+        for one in run_of(studio).painted
+    ]
+
+
+def red_on(page) -> float:
+    """Percent of the canvas that is red; no landscape has any."""
+    canvas = page.locator("#ed canvas").first.screenshot()
+    red, green, blue = np.asarray(Image.open(io.BytesIO(canvas)).convert("RGB")).T.astype(int)
+    return 100 * (red - np.maximum(green, blue) > 90).mean()
 
 
 def newest(page) -> str:
@@ -196,27 +217,122 @@ def test_paint_that_a_slow_editor_does_not_show_yet_counts():
     assert sketch(None, None) is None
 
 
-def test_a_visitor_presses_step_and_sees_the_model_change(page):
+def strokes(green: slice = slice(0), red: slice = slice(0)) -> Image.Image:
+    layer = np.zeros((64, 64, 4), np.uint8)
+    layer[green], layer[red] = (0, 255, 0, 153), (255, 0, 0, 153)
+    return Image.fromarray(layer)
+
+
+def test_strokes_that_the_wish_has_heard_leave_the_canvas_and_others_stay():
+    from pxpo.rewards import painted_map
+    from pxpo.ui.canvas import without
+
+    paint = strokes(green=slice(0, 8), red=slice(8, 16))
+    heard = painted_map(paint)
+    assert without(paint, heard) is None
+    left = without(strokes(green=slice(0, 8), red=slice(8, 32)), heard)
+    assert painted_map(left).equal(painted_map(strokes(red=slice(16, 32))))
+    recoloured = strokes(red=slice(0, 8))
+    assert without(recoloured, heard).tobytes() == recoloured.tobytes()
+    assert without(paint, torch.zeros(64, 64)).tobytes() == paint.tobytes()
+    assert without(paint, torch.zeros(8, 8)) is paint  # of a map that was not painted here
+
+
+@pytest.fixture
+def plain(model, segmenter, tmp_path):
+    """A page on a random model, without a browser."""
+    from pxpo.studio import Studio
+    from pxpo.ui import Page
+
+    page = Page(Studio(model, segmenter, tmp_path))
+    page.build()
+    return page
+
+
+def test_strokes_are_heard_once_though_the_canvas_still_shows_them(plain):
+    from pxpo import RewardSpec, finish
+
+    studio, canvas, reward = plain.studio, plain.canvas, RewardSpec("paint")
+    run = finish(studio.start(prompt="a lake", steps=3, rank=2))
+    paint = strokes(green=slice(0, 16), red=slice(48, 64))
+    drawn = {"layers": [paint]}
+    assert canvas.paint("", drawn, None, 0) == canvas.paint(run.id, drawn, None, 0) == paint
+    finish(studio.step(run.id, reward, paint))
+    finish(studio.step(run.id, reward))
+    assert canvas.paint(run.id, drawn, None, 0) is None
+    assert canvas.paint(run.id, drawn, None, 1) == paint  # on another picture it is news
+    assert canvas.paint(run.id, drawn, None, 2) == paint
+    finish(studio.back(run.id, 0))
+    assert canvas.paint(run.id, drawn, None, 2) == paint  # nor was that picture painted
+    finish(studio.step(run.id, reward, strokes(green=slice(32, 40))))  # the first one once more
+    assert canvas.paint(run.id, {"layers": [strokes(green=slice(32, 40))]}, None, 0) is None
+    studio.forget_wish(run.id)
+    assert canvas.paint(run.id, drawn, None, 0) == paint
+
+
+def test_the_page_shows_the_model_s_own_settings(plain):
+    steps, guidance, rank = plain.sampling
+    assert (steps.value, guidance.value, rank.value, plain.images.value) == (50, 7.5, 8, 4)
+    strength = plain.strength
+    assert strength.minimum < strength.value == 0.03 < strength.maximum
+
+
+def test_a_page_s_step_goes_on_with_the_wish_and_run_ends_where_it_is_met(plain, monkeypatch):
+    from pxpo import RewardSpec, Wish
+    from pxpo.errors import RunError
+
+    events, reward = plain.events, RewardSpec("paint")
+    *_, begun = events.start("a lake", 0, 3, None, 2)
+    run_id = begun["run"]
+    assert not events.wishes(run_id) and not events.wishes("") and not events.wishes("unknown")
+    with pytest.raises(RunError, match="nothing is painted"):
+        list(events.learn(1, run_id, reward, None, 0.03, 0))
+    paint = strokes(green=slice(0, 16), red=slice(48, 64))
+    *_, shown = events.learn(2, run_id, reward, paint, 0.05, 0)
+    run = plain.studio.run(run_id)
+    assert run.settings.strength == 0.05 and run.settings.images == 4
+    assert run.count == 2 and len(run.painted) == 1 and events.wishes(run_id)
+    assert shown["status"].startswith("Step 2 · reward ") and "wish" not in shown["status"]
+    assert len(shown["history"]) == 3 and shown["curve"] is not None
+    assert events.heat_map(run_id, reward) is not None
+    answers = iter([False, True])
+    monkeypatch.setattr(Wish, "met", lambda wish, maps: next(answers))
+    *_, shown = events.learn(9, run_id, reward, None, 0.05, 2)
+    run = plain.studio.run(run_id)
+    assert run.count == 4 and run.settings.images == 2 and "the wish is met" in shown["status"]
+    with pytest.raises(RunError, match="the wish is met"):
+        list(events.learn(1, run_id, reward, None, 0.05, 2))
+    (shown,) = events.forget_wish(run_id)
+    assert shown["status"].startswith("Forgotten") and not events.wishes(run_id)
+    assert events.heat_map(run_id, reward) is None
+
+
+def test_a_visitor_presses_step_and_sees_the_model_change(page, studio):
     picture, sent = newest(page), []
+    assert red_on(page) > 0.5
     page.on("request", lambda r: sent.append(r.url) if "/upload" in r.url else None)
     press(page, "step", "Step 1 ·")
     assert len(sent) < 20  # the canvas, before and after: not again at each sign of progress
-    green, red = painted(page)
+    ((green, red),) = wish(studio)
     assert green > 0 and red > 0
     assert newest(page) != picture
-    page.locator("#curve img").wait_for(timeout=PATIENCE)
-    page.locator("#history img").nth(1).wait_for(timeout=PATIENCE)
+    for part in ("#curve img", "#heat img", "#history img >> nth=1"):
+        page.locator(part).wait_for(timeout=PATIENCE)
+    settle(page)
+    assert red_on(page) < 0.1  # the strokes are part of the wish now, and leave the canvas
 
 
 @pytest.mark.slow
-def test_painting_with_a_finger_on_a_phone(visit):
+def test_painting_with_a_finger_on_a_phone(visit, studio):
     page = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     new_picture(page)
     touch(page, 0.25, 0.6, 0.75, 0.6)
     press(page, "step", "Step 1 ·")
-    green, red = painted(page)
+    ((green, red),) = wish(studio)
     assert green > 2 and red == 0
+    page.locator("#heat img").scroll_into_view_if_needed(timeout=PATIENCE)
+    page.wait_for_function("document.querySelector('#heat img').naturalWidth > 0", timeout=PATIENCE)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
@@ -243,9 +359,15 @@ def test_without_paint_step_is_refused_over_the_editor_and_beside_step(page):
     stroke(page, 0.3, 0.5, 0.7, 0.5)
     press(page, "step", "Step 1 ·")
     assert not page.get_by_text("Paint + or −").count()
+    press(page, "step", "Step 2 ·")  # the wish goes on
+    page.locator("#heat img").wait_for(timeout=PATIENCE)
+    press(page, "forget", "Forgotten")
+    page.locator("#heat img").wait_for(state="hidden", timeout=PATIENCE)
+    page.locator("#step").click()
+    page.locator("#status").get_by_text("Paint + or −").wait_for(timeout=PATIENCE)
 
 
-def test_run_stop_and_step_again_at_once(sketch):
+def test_run_stop_and_step_again_at_once(sketch, studio):
     sketch.locator("#count input").fill("3")
     press(sketch, "run-many", "Step 3 ·")
     sketch.locator("#count input").fill("50")
@@ -254,11 +376,74 @@ def test_run_stop_and_step_again_at_once(sketch):
     stopped_at = int(status(sketch).split("Stopped at step ")[1].split(";")[0])
     assert 3 <= stopped_at < 50
     press(sketch, "step", f"Step {stopped_at + 1} ·")
+    assert len(wish(studio)) == 1  # nothing was painted a second time
 
 
-def test_paint_step_back_and_a_thumbnail_give_each_step_s_weights(sketch, tmp_path):
+def test_a_stop_before_the_first_update_keeps_the_strokes(page, studio):
+    new_picture(page, steps=15)
+    take_red(page)
+    stroke(page, 0.3, 0.35, 0.7, 0.35)
+    before = red_on(page)
+    press(page, "step", "Step 1: ")
+    press(page, "stop", "Stopped at step 0")
+    settle(page)
+    assert wish(studio) == [] and red_on(page) == pytest.approx(before, rel=0.2)
+    press(page, "step", "Step 1 ·")
+    ((green, red),) = wish(studio)
+    assert green == 0 and 3 < red < 20
+    settle(page)
+    assert red_on(page) < 0.1
+
+
+@pytest.mark.slow
+def test_a_stop_after_an_update_paints_nothing_a_second_time(sketch, studio):
+    sketch.locator("#count input").fill("50")
+    press(sketch, "run-many", "Step 2: ")
+    press(sketch, "stop", "Stopped at step")
+    settle(sketch)
+    assert red_on(sketch) < 0.1
+    once = wish(studio)
+    press(sketch, "step", r"Step \d+ ·")
+    assert wish(studio) == once and len(once) == 1
+
+
+@pytest.mark.slow
+def test_going_back_keeps_strokes_that_were_not_learnt_from(sketch, studio):
     press(sketch, "step", "Step 1 ·")
-    green, red = painted(sketch)
+    ((_, first),) = wish(studio)
+    settle(sketch)
+    take_red(sketch)
+    stroke(sketch, 0.3, 0.15, 0.7, 0.15)
+    press(sketch, "back", "Back at step 0")
+    settle(sketch)
+    assert red_on(sketch) > 1
+    press(sketch, "step", "Step 1 ·")
+    ((_, both),) = wish(studio)  # on one and the same picture
+    assert both > 1.5 * first
+
+
+@pytest.mark.slow
+def test_strength_pictures_and_a_wish_that_is_met(sketch, studio, monkeypatch):
+    from pxpo import Wish
+
+    sketch.locator("#strength input[type=number]").fill("0.06")
+    sketch.locator("#strength input[type=number]").press("Tab")
+    sketch.get_by_label("Pictures per step").fill("2")
+    sketch.get_by_label("Pictures per step").press("Tab")
+    answers = iter([False, False, True])
+    monkeypatch.setattr(Wish, "met", lambda wish, maps: next(answers))
+    sketch.locator("#count input").fill("9")
+    press(sketch, "run-many", "Step 2 · .*the wish is met")
+    settings = run_of(studio).settings
+    assert settings.strength == 0.06 and settings.images == 2
+    press(sketch, "step", "the wish is met.*or forget the wish")
+    sketch.get_by_text("or forget the wish").last.wait_for(timeout=PATIENCE)
+    assert run_of(studio).count == 2
+
+
+def test_paint_step_back_and_a_thumbnail_give_each_step_s_weights(sketch, studio, tmp_path):
+    press(sketch, "step", "Step 1 ·")
+    ((green, red),) = wish(studio)
     assert 3 < green < 20 and 3 < red < 20
     first = load_file(download(sketch, "save-lora", tmp_path / "1"))
     settle(sketch)
@@ -275,22 +460,23 @@ def test_paint_step_back_and_a_thumbnail_give_each_step_s_weights(sketch, tmp_pa
 
 
 @pytest.mark.slow
-def test_reloading_finds_the_run_and_its_paint(sketch):
+def test_reloading_finds_the_run_and_its_wish(sketch, studio):
     press(sketch, "step", "Step 1 ·")
-    before = painted(sketch)
+    before = wish(studio)
     settle(sketch)
     sketch.reload()
     says(sketch, "Here is your run again, at step 1")
     settle(sketch)
+    sketch.locator("#heat img").wait_for(timeout=PATIENCE)
     press(sketch, "step", "Step 2 ·")
-    assert painted(sketch) == before
+    assert wish(studio) == before and len(before) == 1
 
 
 @pytest.mark.slow
-def test_switching_tabs_keeps_the_paint(sketch):
+def test_switching_tabs_keeps_the_paint(sketch, studio):
     sketch.get_by_role("tab", name="Colour").click()
     press(sketch, "step", "Step 1 ·")
-    assert "painted" not in status(sketch)
+    assert wish(studio) == []
     sketch.locator("#heat img").wait_for(timeout=PATIENCE)
     settle(sketch)
     sketch.get_by_role("tab", name="SegFormer").click()
@@ -298,12 +484,12 @@ def test_switching_tabs_keeps_the_paint(sketch):
     settle(sketch)
     sketch.get_by_role("tab", name="Paint").click()
     press(sketch, "step", "Step 3 ·")
-    green, red = painted(sketch)
+    ((green, red),) = wish(studio)
     assert green > 0 and red > 0
 
 
 @pytest.mark.slow
-def test_the_downloaded_run_goes_on_elsewhere(sketch, visit, tmp_path):
+def test_the_downloaded_run_goes_on_elsewhere(sketch, visit, studio, tmp_path):
     press(sketch, "step", "Step 1 ·")
     archive = download(sketch, "save-run", tmp_path / "run.zip")
     other = visit()
@@ -312,12 +498,14 @@ def test_the_downloaded_run_goes_on_elsewhere(sketch, visit, tmp_path):
     chooser.value.set_files(archive)
     says(other, "Your run, at step 1")
     settle(other)
-    press(other, "step", "Step 2 ·")
+    press(other, "step", "Step 2 ·")  # its wish came along
+    assert len(wish(studio)) == 1
 
 
 @pytest.mark.slow
-def test_a_stock_pipeline_with_the_downloaded_lora_paints_the_page_s_picture(sketch, tmp_path):
-    import numpy as np
+def test_a_stock_pipeline_with_the_downloaded_lora_paints_the_page_s_picture(
+    sketch, studio, tmp_path
+):
     from diffusers import StableDiffusionPipeline
 
     press(sketch, "step", "Step 1 ·")
@@ -328,17 +516,12 @@ def test_a_stock_pipeline_with_the_downloaded_lora_paints_the_page_s_picture(ske
     pipeline = StableDiffusionPipeline.from_pretrained(TINY_WORLD)
     pipeline.load_lora_weights(tmp_path)
     image = pipeline(
-        "nature landscape", num_inference_steps=FEW, guidance_scale=guidance(), eta=1.0,
+        "nature landscape", num_inference_steps=FEW, eta=1.0,
+        guidance_scale=studio.model.defaults["guidance_scale"],
         generator=torch.Generator().manual_seed(seed()), output_type="np",
     ).images[0]  # fmt: skip
     shown = np.asarray(Image.open(tmp_path / "shown.png").convert("RGB"))
     assert np.abs((image * 255).round() - shown).max() <= 1
-
-
-def guidance() -> float:
-    from pxpo import Settings
-
-    return Settings(images=2).guidance_scale
 
 
 def seed() -> int:
@@ -356,6 +539,7 @@ def test_the_page_has_no_serious_fault_of_accessibility(visit, color_scheme):
     stroke(page, 0.3, 0.65, 0.7, 0.65)
     press(page, "step", "Step 1 ·")
     page.locator("#history img").nth(1).wait_for(timeout=PATIENCE)
+    page.locator("#heat img").wait_for(timeout=PATIENCE)
     settle(page)  # empty boxes, Gradio's own, have a label that they may not have
     found = axe.Axe().run(page).response["violations"]
     serious = {

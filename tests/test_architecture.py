@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pxpo"
 LAYERS = [
     {"errors", "embedded", "progress"},
     {"settings"},
-    {"steps", "credit"},
+    {"steps", "credit", "strength"},
     {"models"},
     {"lora", "rollout"},
     {"update"},
@@ -45,6 +45,7 @@ def own(file: Path) -> set[str]:
 
 def test_the_reader_of_imports_sees_them():
     assert own(PACKAGE / "run.py") >= {"lora", "rollout", "update"}
+    assert own(PACKAGE / "strength.py") == {"errors", "progress"}
     assert own(PACKAGE / "rewards" / "color.py") == {"errors", "rewards"}
     assert "torch.Tensor" in imported(PACKAGE / "credit.py")
 
@@ -69,7 +70,10 @@ def test_a_module_imports_only_from_below(module):
 
 @pytest.mark.parametrize("file", sorted((PACKAGE / "rewards").glob("*.py")), ids=lambda f: f.name)
 def test_a_reward_needs_nothing_of_the_core_but_its_floor(file):
-    assert own(file) <= {"rewards", *LAYERS[0]}
+    """And one function, which makes a map smaller."""
+    assert own(file) - {"credit"} <= {"rewards", *LAYERS[0]}
+    used = {name for name in imported(file) if name.startswith("pxpo.credit")}
+    assert used == ({"pxpo.credit.downsample"} if file.name == "wish.py" else set())
 
 
 def outside_the_page() -> list[Path]:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -7,10 +8,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import adaptive_avg_pool2d, conv2d
 
 from pxpo.credit import (
-    against_past,
-    by_area,
+    BASELINES,
     downsample,
-    filled,
     latent_credit,
     per_location,
     smooth,
@@ -194,171 +193,48 @@ def test_the_rounding_of_a_uniform_map_is_not_taken_for_a_difference(value):
     torch.testing.assert_close(standardise(latent_reward), torch.zeros(1, 7, 9), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_what_a_blur_rounds_is_not_taken_for_paint_of_the_other_colour(sign):
-    painted = torch.zeros(1, 32, 32)
-    painted[:, :2, :3] = 2.0 * sign
-    assert (smooth(painted, 1.0) * sign).min() < 0
-    credit = latent_credit(painted, Credit(baseline="area", blur=1.0))
-    assert (credit * sign).min() == 0 and (credit * sign).max() > 1
-
-
 def test_the_rounding_of_equal_maps_is_not_taken_for_a_difference():
     latent_reward = random_map(0, 1, 16, 16).float().repeat(10, 1, 1)
     credit = per_location(latent_reward)
     torch.testing.assert_close(credit, torch.zeros_like(credit), rtol=0, atol=1e-5)
 
 
-def test_by_area_makes_a_small_stroke_as_loud_as_a_large_one():
-    small, large = torch.zeros(1, 8, 8), torch.full((1, 8, 8), -2.0)
-    small[0, 2, 3] = 2.0
-    credit = by_area(torch.cat([small, large]))
-    torch.testing.assert_close(credit[1], large[0])
-    assert credit[0, 2, 3] == 2.0 * 64
-    assert credit.abs().sum((1, 2)).tolist() == [128.0, 128.0]
-
-
-def test_by_area_lets_neither_colour_drown_the_other():
-    painted = torch.zeros(1, 8, 8)
-    painted[0, 2, 3], painted[0, 5:7, :6] = 2.0, -2.0
-    credit = by_area(painted)
-    assert torch.equal(credit.sign(), painted.sign())
-    assert credit.clamp(min=0).sum().item() == pytest.approx(128)
-    assert credit.clamp(max=0).sum().item() == pytest.approx(-128)
-
-
-def test_by_area_leaves_an_empty_map_empty():
-    assert torch.equal(by_area(torch.zeros(2, 4, 4)), torch.zeros(2, 4, 4))
-
-
-def corner(value: float, row: int, column: int) -> torch.Tensor:
-    reward = torch.zeros(1, 8, 8)
-    reward[0, row : row + 2, column : column + 2] = value
-    return reward
-
-
-def test_against_the_past_what_came_instead_of_the_blamed_is_praised():
-    before, now = corner(-2.0, 0, 0), corner(-2.0, 0, 1)
-    credit = against_past(now, [before])[0]
-    gone, stays, came = credit[0, 0], credit[0, 1], credit[0, 2]
-    assert came < stays < 0 < gone
-    assert (stays / came).item() == pytest.approx(0.5)
-    assert (gone / came).item() == pytest.approx(-0.5)
-
-
-def test_against_the_past_a_picture_without_what_others_had_is_blamed():
-    lake = corner(2.0, 0, 1)
-    credit = against_past(torch.zeros(1, 8, 8), [lake])
-    assert torch.equal(credit < 0, lake > 0) and not credit.clamp(min=0).any()
-    new = against_past(corner(2.0, 4, 4), [lake])
-    assert torch.equal(new > 0, corner(2.0, 4, 4) > 0) and torch.equal(new < 0, lake > 0)
-
-
-def test_against_the_past_the_last_four_maps_count_each_colour_in_its_own_measure():
-    now, *past = (random_map(seed, 1, 4, 4) for seed in range(7))
-    maps = torch.stack([*past[-4:], now])
-    praise, blame = maps.clamp(min=0), maps.clamp(max=0)
-    left = 1 - praise.mean() / praise.max()
-    change = (
-        (praise[-1] - 1.5 * praise[:-1].mean(0)) / praise.square().mean().sqrt() * left**2,
-        (blame[-1] - 0.5 * blame[:-1].mean(0)) / blame.square().mean().sqrt(),
-    )
-    torch.testing.assert_close(against_past(now, past), sum(change))
-
-
-def test_against_the_past_the_first_map_is_taken_against_its_own_mean():
-    for sign in (1, -1):
-        credit = against_past(corner(2.0 * sign, 0, 0), [])
-        torch.testing.assert_close(credit.sum(), torch.tensor(0.0))
-        assert credit[0, 0, 0] * sign > 0
-        assert not against_past(torch.full((1, 8, 8), 2.0 * sign), []).any()
-
-
-def test_against_the_past_what_is_long_gone_is_forgotten():
-    blamed, empty = corner(-2.0, 0, 0), torch.zeros(1, 8, 8)
-    loudness = [against_past(empty, [blamed, *[empty] * gone])[0, 0, 0] for gone in range(5)]
-    assert loudness == sorted(loudness, reverse=True) and loudness[3] > 0 == loudness[4]
-
-
-def test_against_the_past_neither_colour_drowns_the_other():
-    praise, blame, past = corner(2.0, 1, 1), corner(-2.0, 5, 1), corner(-2.0, 5, 3)
-    credit = against_past(praise + blame, [past])
-    torch.testing.assert_close(against_past(praise + 9 * blame, [9 * past]), credit)
-    torch.testing.assert_close(against_past(9 * praise + blame, [past]), credit)
-
-
-def test_against_the_past_praise_fades_as_it_fills_the_picture():
-    loudness = []
-    for rows in (1, 4, 7):
-        now = torch.zeros(1, 8, 8)
-        now[:, :rows] = 2.0
-        size = now.square().mean().sqrt()
-        loudness.append((against_past(now, [torch.zeros(1, 8, 8)]).max() * size).item())
-    assert loudness == pytest.approx([2 * 2**0.5 * (1 - rows / 16) ** 2 for rows in (1, 4, 7)])
-
-
-def test_filled_is_the_share_that_praise_covers_of_the_last_five_maps():
-    half = torch.zeros(1, 4, 4)
-    half[:, :2] = 2.0
-    assert filled(half).item() == 0.5
-    assert filled(half / 2, [half]).item() == 0.375  # praised half as much
-    assert filled(torch.zeros(1, 4, 4), [half]).item() == 0.25
-    assert filled(torch.zeros(1, 4, 4), [half] * 5).item() == pytest.approx(0.4)
-    assert filled(-half).item() == filled(torch.zeros(1, 4, 4)).item() == 0.0
-    two = filled(torch.cat([half, half.mT / 2]), [torch.cat([half, torch.ones(1, 4, 4)])])
-    assert two.tolist() == [0.5, 0.75]
-
-
-def test_against_the_past_each_image_has_a_past_of_its_own():
-    now, before = random_map(0, 2, 4, 4), random_map(1, 2, 4, 4)
-    alone = [against_past(now[i : i + 1], [before[i : i + 1]]) for i in range(2)]
-    torch.testing.assert_close(against_past(now, [before]), torch.cat(alone))
-
-
-def test_against_the_past_nothing_ever_said_earns_nothing():
-    empty = torch.zeros(2, 4, 4)
-    assert torch.equal(against_past(empty, []), empty)
-    assert torch.equal(against_past(empty, [empty, empty]), empty)
-
-
-def test_what_smoothing_rounds_is_not_taken_for_paint():
-    green = torch.zeros(1, 16, 16)
-    green[0, 3:5, 3:9] = 2.0
-    settings = Credit(baseline="area", blur=1.5)
-    assert latent_credit(green, settings).min() >= 0
-    assert latent_credit(-green, settings).max() <= 0
-
-
 @pytest.mark.parametrize(
     ("baseline", "expected"),
     [
         ("none", lambda latent_reward: latent_reward),
-        ("area", by_area),
         ("global", standardise),
         ("location", per_location),
     ],
 )
-@pytest.mark.parametrize(
-    ("credit", "blur", "radius"),
-    [("pixel", 0.0, 0.0), ("pixel", 1.5, 1.5), ("image", 0.0, math.inf), ("image", 2.0, math.inf)],
-)
-def test_latent_credit_smooths_then_takes_the_baseline(baseline, expected, credit, blur, radius):
+@pytest.mark.parametrize("blur", [0.0, 1.5, math.inf])
+def test_latent_credit_smooths_then_takes_the_baseline(baseline, expected, blur):
     latent_reward = random_map(5, 3, 6, 4)
-    settings = Credit(credit=credit, blur=blur, baseline=baseline)
-    credited = latent_credit(latent_reward, settings)
-    torch.testing.assert_close(credited, expected(smooth(latent_reward, radius)))
+    credited = latent_credit(latent_reward, Credit(blur=blur, baseline=baseline))
+    torch.testing.assert_close(credited, expected(smooth(latent_reward, blur)))
+    unsmoothed = torch.allclose(credited, expected(latent_reward))
+    assert unsmoothed == (blur == 0)
 
 
-@pytest.mark.parametrize(("credit", "radius"), [("pixel", 1.5), ("image", math.inf)])
-def test_latent_credit_smooths_each_colour_and_its_past(credit, radius):
-    now, before = random_map(5, 3, 6, 4), random_map(6, 3, 6, 4)
-    settings = Credit(credit=credit, blur=1.5, baseline="past")
-    expected = 0
-    for low, high, share in ((0, None, 1.5), (None, 0, 0.5)):
-        part, past = now.clamp(low, high), before.clamp(low, high)
-        left = 1 - (part + past).mean((1, 2)) / 2 / torch.maximum(part, past).amax((1, 2))
-        smoothed = smooth(part, radius), smooth(past, radius)
-        size = torch.stack(smoothed).square().mean((0, 2, 3)).sqrt()
-        loudness = (left**2 if high is None else 1.0) / size
-        expected += (smoothed[0] - share * smoothed[1]) * loudness[:, None, None]
-    torch.testing.assert_close(latent_credit(now, settings, [before]), expected)
+def test_an_infinite_blur_is_one_number_for_each_image():
+    """DDPO's credit: the standardised mean reward of an image, the same all over it."""
+    latent_reward = random_map(5, 3, 6, 4)
+    means = latent_reward.mean((1, 2))
+    expected = ((means - means.mean()) / means.std(correction=0)).view(3, 1, 1).expand(3, 6, 4)
+    for baseline in ("global", "location"):
+        credited = latent_credit(latent_reward, Credit(blur=math.inf, baseline=baseline))
+        torch.testing.assert_close(credited, expected)
+
+
+def test_a_blur_rounds_no_credit_of_the_other_sign_that_counts():
+    """Where the mask of one colour ends, what is left of the other sign is the rounding alone."""
+    painted = torch.zeros(1, 32, 32)
+    painted[:, :2, :3] = 2.0
+    for sign in (1, -1):
+        credit = latent_credit(sign * painted, Credit(baseline="none", blur=1.0)) * sign
+        assert credit.max() > 0.5 and credit.min() > -1e-6
+
+
+def test_every_baseline_that_can_be_set_is_there():
+    (baseline,) = (f for f in fields(Credit) if f.name == "baseline")
+    assert set(BASELINES) == set(baseline.metadata["choices"])

@@ -40,10 +40,15 @@ def hub(monkeypatch):
 
 @pytest.fixture
 def run(model):
-    settings = settings_for("paint", prompt="a lake", steps=3, rank=2, shown=2, images=1, seed=7)
-    run = finish(begin(model, settings, random_lora(model)))
-    run = finish(generate(model, run))
-    return finish(teach(model, run, RewardSpec("paint"), run.trajectory.images[:, 2]))
+    settings = settings_for("paint", prompt="a lake", steps=3, rank=2, shown=2, images=2, seed=7)
+    return taught(model, finish(begin(model, settings, random_lora(model))))
+
+
+def taught(model, run):
+    """The run after an update towards more blue."""
+    reward = RewardSpec("color", {"more": True})
+    run, judge = finish(generate(model, run)), reward.make()
+    return finish(teach(model, run, reward, judge(run.trajectory.images), judge))
 
 
 @pytest.fixture
@@ -70,9 +75,7 @@ def test_the_folder_s_own_code_gives_the_picture_on_its_card(folder):
 @pytest.mark.skipif(not TINY_WORLD.exists(), reason="Tiny World is not made")
 def test_so_it_does_for_the_embedded_model(tmp_path):
     model = load_model(device="cpu")
-    run = finish(begin(model, settings_for("paint", steps=5, seed=12)))
-    run = finish(generate(model, run))
-    run = finish(teach(model, run, RewardSpec("paint"), run.trajectory.images[:, 2]))
+    run = taught(model, finish(begin(model, settings_for("paint", steps=5, images=2, seed=12))))
     assert_its_code_gives_the_picture_on_its_card(write_folder(run, tmp_path / "lora"))
 
 

@@ -3,13 +3,15 @@ import shutil
 
 import pytest
 import torch
-from conftest import random_pipeline
+from conftest import random_lora, random_pipeline
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from transformers import CLIPTokenizer
 
-from pxpo.errors import ModelError, PxpoError, SettingError
-from pxpo.models import DiffusionModel, StableDiffusion, load_model
+from pxpo.errors import LoraError, ModelError, PxpoError, SettingError
+from pxpo.lora import adapter
+from pxpo.models import DiffusionModel, StableDiffusion, best_dtype, load_model
 from pxpo.models.base import is_out_of_memory
+from pxpo.settings import Sampling, Settings
 
 
 def wrapped(prediction_type: str = "epsilon") -> DiffusionModel:
@@ -282,3 +284,164 @@ def test_half_precision_takes_the_half_sized_files(tmp_path):
     assert {p.dtype for p in model.vae.parameters()} == {torch.float32}
     with pytest.raises(ModelError):
         load_model(tmp_path, device="cpu")
+
+
+def test_a_gpu_works_in_the_half_precision_that_rounds_least():
+    assert best_dtype("cuda") == best_dtype("cuda:1") == torch.float16
+    assert best_dtype("cpu") == best_dtype("mps") == torch.float32
+
+
+def test_a_loaded_model_takes_the_precision_of_its_device(model_folder):
+    assert {p.dtype for p in load_model(model_folder).network.parameters()} == {
+        best_dtype("cuda" if torch.cuda.is_available() else "cpu")
+    }
+
+
+def test_what_settings_leave_open_is_the_model_s_own(model, closed_model):
+    """Stable Diffusion's sampling; and Tiny World's, of a model that knows few words."""
+    assert dict(model.defaults) == {"steps": 50, "guidance_scale": 7.5, "images": 4}
+    assert dict(closed_model.defaults) == {"steps": 20, "guidance_scale": 3.0, "images": 4}
+    for one, steps, guidance_scale in ((model, 50, 7.5), (closed_model, 20, 3.0)):
+        left_open = Settings(prompt="a lake", rank=3)
+        filled = one.filled(left_open)
+        changes = {"steps": steps, "guidance_scale": guidance_scale, "images": 4}
+        assert filled.as_dict() == left_open.as_dict() | changes
+        assert one.filled(filled) == filled
+
+
+def test_what_settings_say_stays_as_they_say(model):
+    said = Settings(steps=3, guidance_scale=1.0, images=2)
+    assert model.filled(said) == said
+    part = model.filled(Settings(steps=3))
+    assert (part.steps, part.guidance_scale, part.images) == (3, 7.5, 4)
+
+
+def test_sampling_alone_is_filled_with_what_is_sampling(model):
+    assert model.filled(Sampling(steps=3)) == Sampling(steps=3, guidance_scale=7.5)
+    assert model.filled(Sampling()) == Sampling(steps=50, guidance_scale=7.5)
+
+
+def pictures(count: int = 3, height: int = 16, width: int = 16) -> torch.Tensor:
+    return torch.rand((count, 3, height, width), generator=torch.Generator().manual_seed(5))
+
+
+def test_features_say_something_of_each_latent_pixel(model):
+    features = model.features(pictures())
+    assert features.shape == (3, 16, 8, 8)  # as wide as the UNet's last block
+    assert features.dtype == torch.float32 and features.device.type == "cpu"
+    assert not features.requires_grad and features.isfinite().all()
+    assert not torch.allclose(features[0], features[1], atol=1e-3)
+
+
+@torch.no_grad()
+def test_features_are_the_last_up_block_s_of_the_lightly_noised_picture():
+    pipeline = random_pipeline()
+    model = StableDiffusion(pipeline, "cpu", "random")
+    images = pictures(2)
+    tokens = pipeline.tokenizer("", padding="max_length", return_tensors="pt").input_ids
+    text = pipeline.text_encoder(tokens).last_hidden_state.expand(2, -1, -1)
+    mean, _ = pipeline.vae.quant_conv(pipeline.vae.encoder(2 * images - 1)).chunk(2, dim=1)
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([100, 100])
+    x_t = pipeline.scheduler.add_noise(
+        mean * pipeline.vae.config.scaling_factor, noise.expand(2, -1, -1, -1), t
+    )
+    last = pipeline.unet.up_blocks[-1]
+    heard = []
+    hook = last.register_forward_hook(lambda _, __, out: heard.append(out))
+    pipeline.unet(x_t, t, text)
+    hook.remove()
+    torch.testing.assert_close(model.features(images), heard[0], rtol=1e-4, atol=1e-5)
+    assert not last._forward_hooks
+
+
+def test_features_are_those_of_each_picture_alone(model):
+    images = pictures(5)
+    together = model.features(images)
+    for index in range(5):
+        alone = model.features(images[index : index + 1])[0]
+        torch.testing.assert_close(alone, together[index], rtol=1e-4, atol=1e-5)
+    turned = model.features(images.flip(0))
+    torch.testing.assert_close(turned, together.flip(0), rtol=1e-4, atol=1e-5)
+
+
+def test_features_are_the_same_each_time_whatever_else_is_drawn(model):
+    torch.manual_seed(1)
+    first = model.features(pictures())
+    torch.manual_seed(2)
+    assert torch.equal(model.features(pictures()), first)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    model.features(pictures())
+    assert torch.equal(torch.rand(1), expected)  # nor do they draw from what others draw from
+
+
+def test_features_leave_a_lora_out_and_are_refused_while_one_is_at_work(model):
+    never = model.features(pictures())
+    with adapter(model, random_lora(model)):
+        with pytest.raises(LoraError, match="at work with a LoRA"):
+            model.features(pictures())
+    assert torch.equal(model.features(pictures()), never)
+    with adapter(model, random_lora(model, rank=5, seed=1)):
+        pass
+    assert torch.equal(model.features(pictures()), never)
+
+
+@pytest.mark.parametrize("fails", ["vae", "network"])
+def test_features_that_run_out_of_memory_are_made_in_smaller_parts(model, monkeypatch, fails):
+    images = pictures(7)
+    expected = model.features(images)
+    sizes = []
+    part = model.vae if fails == "vae" else model.network
+    name = "encode" if fails == "vae" else "forward"
+    work = getattr(part, name)
+
+    def work_or_fail(values, *rest, **options):
+        if len(values) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(values))
+        return work(values, *rest, **options)
+
+    monkeypatch.setattr(part, name, work_or_fail)
+    found = model.features(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert sum(sizes) == 7 and max(sizes) <= 2
+    assert not model.network.up_blocks[-1]._forward_hooks
+
+
+def test_features_that_run_out_of_memory_behind_the_block_count_each_picture_once(
+    model, monkeypatch
+):
+    """The last block has been heard by then, and is heard again at the second try."""
+    images = pictures(7)
+    expected = model.features(images)
+    work = model.network.conv_out.forward
+
+    def work_or_fail(values):
+        if len(values) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(values)
+
+    monkeypatch.setattr(model.network.conv_out, "forward", work_or_fail)
+    found = model.features(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_features_that_fail_leave_no_ear_behind(model, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("something else")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(model.vae, "encode", fail)
+        with pytest.raises(RuntimeError, match="something else"):
+            model.features(pictures())
+    assert not model.network.up_blocks[-1]._forward_hooks
+    assert model.features(pictures()).shape[0] == 3
+
+
+def test_features_of_a_wide_picture_are_rows_then_columns():
+    pipeline = random_pipeline()
+    pipeline.unet.register_to_config(sample_size=(6, 10))
+    model = StableDiffusion(pipeline, "cpu", "wide")
+    assert model.features(pictures(2, 12, 20)).shape == (2, 16, 6, 10)

@@ -97,7 +97,7 @@ def test_it_asks_for_what_a_space_installs(distribution):
 @made
 def test_the_command_works_from_any_folder(site, tmp_path):
     """An update with the embedded model and segmenter, where there is no checkout."""
-    command = [site / "bin" / "pxpo", "segment", "--epochs", "1", "--images", "2", "--steps", "2",
+    command = [site / "bin" / "pxpo", "segment", "--updates", "1", "--images", "2", "--steps", "2",
                "--shown", "1", "--out", "run"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)

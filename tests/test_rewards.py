@@ -8,17 +8,16 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, SegformerForSemanticSegmentation
 
+from pxpo.embedded import TINY_WORLD
 from pxpo.errors import ModelError, RewardError
 from pxpo.rewards import (
     REWARDS,
     ColorReward,
-    Opinion,
     RewardSpec,
     Segmenter,
     SegmentReward,
     Tools,
     paint_by_label,
-    paint_layer,
     painted_map,
 )
 
@@ -265,11 +264,6 @@ def test_paint_from_a_phone_is_held_upright(tmp_path):
     assert found.shape == (16, 8) and found[:8].eq(2).all() and not found[8:].any()
 
 
-def test_paint_is_kept_as_the_brushes_lay_it():
-    layer = paint_layer(torch.tensor([[2.0, 0.5, 0.0, -2.0]]))
-    assert layer.tolist() == [[[0, 255, 0, 153]] * 2 + [[0] * 4, [255, 0, 0, 153]]]
-
-
 @pytest.mark.parametrize("make", [np.asarray, torch.tensor])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (512, 4)])
 def test_an_array_is_taken_as_it_is(make, shape):
@@ -407,26 +401,6 @@ def test_paint_by_label_with_nothing_to_paint_is_refused(color_segmenter):
         paint_by_label(color_segmenter, quarters(16, 64))
 
 
-def test_an_opinion_carries_paint_over_to_pixels_that_look_alike():
-    opinion = Opinion.none()
-    assert not opinion(random_images(4, 4)).any()
-    picture = torch.cat([flat("red"), flat("blue")], dim=3)  # (1, 3, 2, 6): red left, blue right
-    painted = torch.tensor([2.0, 2.0, 0.0, -2.0, -2.0, -2.0]).expand(1, 2, 6)
-    opinion = opinion.hear(picture, painted)
-    mirrored = opinion(picture.flip(3))
-    torch.testing.assert_close(mirrored[0, :, 3:], torch.full((2, 3), 4 / 3))
-    torch.testing.assert_close(mirrored[0, :, :3], torch.full((2, 3), -2.0))
-    assert not opinion(flat("green")).any()
-    again = opinion.hear(picture, -painted)
-    assert not again(picture).any()
-
-
-def test_an_opinion_tells_the_top_from_the_bottom():
-    column = flat("red")[:, :, :1, :1].expand(1, 3, 8, 1)
-    painted = torch.tensor([2.0] * 4 + [-2.0] * 4).view(1, 8, 1)
-    torch.testing.assert_close(Opinion.none().hear(column, painted)(column), painted)
-
-
 @pytest.fixture
 def tools(segmenter) -> Tools:
     return Tools(segmenter=segmenter)
@@ -523,6 +497,42 @@ def test_a_segmenter_is_loaded_once_and_only_when_it_is_needed(segmenter, monkey
     for _ in range(2):
         RewardSpec("segment", {"segmenter": "a/b"}).make(tools)
     assert loaded == [("a/b", "somewhere")]
+
+
+@pytest.mark.parametrize(
+    ("options", "by_hand", "exact"),
+    [
+        ({}, True, False),
+        ({"exact": True}, True, True),
+        ({"more": ["Hair"]}, False, False),
+        ({"less": ["Hair"], "exact": True}, False, False),
+        ({"segmenter": "a/b"}, True, False),  # which looks on, beside the model
+        ({"segmenter": "a/b", "more": ["Hair"]}, False, False),
+    ],
+)
+def test_paint_is_by_hand_where_nobody_is_named_to_paint(options, by_hand, exact):
+    spec = RewardSpec("paint", options)
+    assert (spec.by_hand, spec.exact) == (by_hand, exact)
+    assert not RewardSpec("color").by_hand and not RewardSpec("color").exact
+
+
+def test_the_eye_beside_a_model_is_the_one_that_knows_its_pictures(segmenter, monkeypatch):
+    """The one that is named, or the only one, or Tiny World's own for Tiny World; else none."""
+    loaded = []
+
+    def load(name, device):
+        loaded.append(name)
+        return segmenter
+
+    monkeypatch.setattr("pxpo.rewards.segmentation.Segmenter", load)
+    assert Tools().beside("some/model") is None and not loaded
+    assert Tools().beside("some/model", "a/b") is segmenter
+    assert Tools().beside(str(TINY_WORLD)) is segmenter
+    assert loaded == ["a/b", None]
+    only = Tools(segmenter=segmenter)
+    assert only.beside("some/model") is segmenter and len(loaded) == 2
+    with pytest.raises(RewardError, match="'a/b', and here is only"):
+        only.beside("some/model", "a/b")
 
 
 @pytest.mark.parametrize("kind", REWARDS.values(), ids=REWARDS)

@@ -9,7 +9,7 @@ from pxpo.errors import SettingError
 from pxpo.lora import adapter
 from pxpo.models import StableDiffusion
 from pxpo.progress import finish
-from pxpo.rollout import Noise, derived_seed, rollout
+from pxpo.rollout import Noise, Trajectory, derived_seed, joined, rollout
 from pxpo.settings import Sampling
 
 SAMPLING = Sampling(steps=3, guidance_scale=2.5)
@@ -188,3 +188,43 @@ def test_derived_seeds_are_reproducible_and_legal():
 )
 def test_derived_seeds_differ_for_each_tuple(numbers):
     assert len({derived_seed(*one) for one in numbers}) == len(numbers)
+
+
+def tensors(trajectory: Trajectory) -> dict[str, torch.Tensor]:
+    """All numbers of a trajectory by name."""
+    parts = {"cond": trajectory.cond, "uncond": trajectory.uncond, "steps": vars(trajectory.steps)}
+    named = {f"{part}.{name}": v for part, values in parts.items() for name, v in values.items()}
+    whole = {n: v for n, v in vars(trajectory).items() if isinstance(v, torch.Tensor)}
+    return named | whole
+
+
+def test_batches_joined_are_one_batch(model):
+    prompts, noise = ["a", "b c", "z"], [Noise(0), Noise(1, 5), Noise(2)]
+    together = finish(rollout(model, prompts, noise, SAMPLING))
+    parts = [
+        finish(rollout(model, prompts[part], noise[part], SAMPLING))
+        for part in (slice(0, 1), slice(1, 3))
+    ]
+    one = joined(parts)
+    assert one.guidance_scale == together.guidance_scale and one.size == together.size
+    assert tensors(one).keys() == tensors(together).keys()
+    for name, value in tensors(together).items():
+        torch.testing.assert_close(tensors(one)[name], value, rtol=1e-4, atol=1e-4)
+    for name in ("latents", "outputs", "noise"):  # and each part's, to the last bit
+        halves = tensors(one)[name].split([1, 2], dim=1)
+        assert all(torch.equal(h, tensors(p)[name]) for h, p in zip(halves, parts, strict=True))
+    assert torch.equal(one.images, torch.cat([part.images for part in parts]))
+    assert torch.equal(one.cond["text"], torch.cat([part.cond["text"] for part in parts]))
+
+
+def test_one_batch_joined_is_itself(model):
+    alone = finish(rollout(model, ["a"], [Noise(0)], SAMPLING))
+    assert joined([alone]) is alone
+
+
+def test_a_rollout_takes_the_model_s_own_sampling_where_nothing_is_said(model):
+    model.defaults = {"steps": 2, "guidance_scale": 2.5, "images": 9}
+    left_open = finish(rollout(model, ["a"], [Noise(0)], Sampling()))
+    said = finish(rollout(model, ["a"], [Noise(0)], Sampling(steps=2, guidance_scale=2.5)))
+    assert all(torch.equal(tensors(said)[n], value) for n, value in tensors(left_open).items())
+    assert len(left_open.steps) == 2 and left_open.guidance_scale == 2.5

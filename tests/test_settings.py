@@ -4,26 +4,28 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 
 from pxpo.errors import PxpoError, SettingError
-from pxpo.settings import EXPERIMENTS, PAINTED, Credit, Learning, Sampling, Settings, settings_for
+from pxpo.settings import (
+    EXPERIMENTS,
+    PAPER,
+    Credit,
+    Learning,
+    Sampling,
+    Settings,
+    settings_for,
+)
 
 BELOW = [
     ("steps", 0, "1"),
     ("guidance_scale", 0.99, "1"),
     ("eta", 0.0, "0"),
     ("blur", -0.1, "0"),
+    ("strength", -0.001, "0"),
     ("learning_rate", 0.0, "0"),
-    ("weight_decay", -1e-9, "0"),
-    ("max_grad_norm", -1.0, "0"),
     ("hold", -0.5, "0"),
-    ("hold_painted", -0.5, "0"),
-    ("hold_growth", -0.5, "0"),
-    ("warmup", -1, "0"),
-    ("decay", -0.5, "0"),
-    ("momentum", -0.1, "0"),
     ("timesteps", 0.0, "0"),
     ("seed", -1, "0"),
     ("images", 0, "1"),
-    ("epochs", 0, "1"),
+    ("updates", 0, "1"),
     ("shown", 0, "1"),
     ("rank", 0, "1"),
 ]
@@ -31,29 +33,25 @@ ABOVE = [
     ("steps", 1001, "1000"),
     ("guidance_scale", 30.1, "30"),
     ("eta", 1.01, "1"),
+    ("strength", 1.001, "1"),
     ("learning_rate", 1.5, "1"),
-    ("weight_decay", 1.1, "1"),
+    ("hold", 1000.1, "1000"),
     ("timesteps", 1.001, "1"),
-    ("hold_painted", 1.001, "1"),
-    ("hold_growth", 1000.1, "1000"),
-    ("decay", 1.001, "1"),
-    ("momentum", 1.0, "0.999"),
     ("seed", 2**63, "9.22337e+18"),
     ("images", 1025, "1024"),
-    ("epochs", 100_001, "100000"),
+    ("updates", 100_001, "100000"),
     ("shown", 257, "256"),
     ("rank", 513, "512"),
 ]
 CHOICES = {
-    "credit": ("pixel", "image"),
-    "baseline": ("none", "area", "global", "location", "past"),
-    "step_weights": ("paper", "flat", "early"),
-    "step_noise": ("drawn", "expected"),
+    "baseline": ("none", "global", "location"),
+    "step_weights": ("paper", "flat"),
     "unconditional": ("exact", "detached"),
-    "noise": ("fresh", "start", "turns", "whole"),
+    "noise": ("own", "fresh"),
 }
-NUMBERS = [entry.name for entry in fields(Settings) if isinstance(entry.default, int | float)]
-WHOLE = ["steps", "seed", "images", "epochs", "shown", "rank", "warmup"]
+OPEN = ("steps", "guidance_scale", "images")
+NUMBERS = [entry.name for entry in fields(Settings) if entry.metadata["kind"] in (int, float)]
+WHOLE = ["steps", "seed", "images", "updates", "shown", "rank"]
 
 
 @pytest.mark.parametrize(("name", "value", "limit"), BELOW + ABOVE)
@@ -69,14 +67,11 @@ def test_a_value_beyond_its_limit_is_refused_by_name_value_and_limit(name, value
     ("name", "value"),
     [
         ("steps", 1), ("steps", 1000), ("guidance_scale", 1.0), ("guidance_scale", 30.0),
-        ("eta", 1e-6), ("eta", 1.0), ("blur", 0.0), ("blur", math.inf), ("learning_rate", 1.0),
-        ("weight_decay", 0.0), ("weight_decay", 1.0), ("max_grad_norm", 0.0), ("hold", 0.0),
-        ("hold_painted", 0.0), ("hold_painted", 1.0), ("hold_growth", 0.0),
-        ("hold_growth", 1000.0), ("warmup", 0), ("decay", 0.0), ("decay", 1.0),
-        ("momentum", 0.0), ("momentum", 0.999),
-        ("timesteps", 1.0), ("seed", 0), ("seed", 2**63 - 1), ("images", 1), ("images", 1024),
-        ("epochs", 1), ("epochs", 100_000), ("shown", 1), ("shown", 256),
-        ("rank", 1), ("rank", 512),
+        ("eta", 1e-6), ("eta", 1.0), ("blur", 0.0), ("blur", math.inf), ("strength", 0.0),
+        ("strength", 1.0), ("learning_rate", 1e-9), ("learning_rate", 1.0), ("hold", 0.0),
+        ("hold", 1000.0), ("timesteps", 1e-6), ("timesteps", 1.0), ("seed", 0),
+        ("seed", 2**63 - 1), ("images", 1), ("images", 1024), ("updates", 1),
+        ("updates", 100_000), ("shown", 1), ("shown", 256), ("rank", 1), ("rank", 512),
     ],
 )  # fmt: skip
 def test_the_limit_itself_is_allowed(name, value):
@@ -84,17 +79,33 @@ def test_the_limit_itself_is_allowed(name, value):
 
 
 def test_one_image_has_nothing_to_be_compared_with():
-    with pytest.raises(SettingError, match=r"at least 2; images is 1.*'area'"):
+    with pytest.raises(SettingError, match=r"at least 2; images is 1.*'none'"):
         Settings(images=1)
+    for alone in ({"images": 1, "baseline": "global"}, {"images": 2}, {"images": None}):
+        Settings(**alone)
 
 
 def test_every_number_has_a_limit_in_the_lists_above():
     assert {name for name, _, _ in BELOW} == set(NUMBERS)
+    assert {name for name, _, _ in ABOVE} == set(NUMBERS) - {"blur"}  # at infinity it is DDPO
+    assert {*NUMBERS, *CHOICES, "prompt"} == {entry.name for entry in fields(Settings)}
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+def test_what_the_model_knows_best_is_left_open_and_nothing_else():
+    settings = Settings()
+    assert [name for name, value in settings.as_dict().items() if value is None] == list(OPEN)
+    assert Settings(**{name: None for name in OPEN}) == settings
+    assert (Sampling().steps, Sampling().guidance_scale) == (None, None)
+
+
 @pytest.mark.parametrize(
-    "value", [math.nan, True, False, "3", None, [1], 1j], ids=lambda value: repr(value)
+    ("name", "value"),
+    [
+        (name, value)
+        for name in NUMBERS
+        for value in (math.nan, True, False, "3", None, [1], 1j)
+        if value is not None or name not in OPEN
+    ],
 )
 def test_what_is_not_a_number_is_refused(name, value):
     wanted = "a whole number" if name in WHOLE else "a number"
@@ -163,34 +174,47 @@ def test_errors_of_settings_are_errors_of_the_program_and_of_values():
 def test_presets_are_valid_and_changes_come_last(experiment, paper):
     settings = settings_for(experiment, paper=paper)
     assert settings.prompt == EXPERIMENTS[experiment]["prompt"]
-    changed = settings_for(experiment, paper=paper, prompt="a cat", baseline="area", rank=3)
-    assert (changed.prompt, changed.baseline, changed.rank) == ("a cat", "area", 3)
-    assert changed.images == settings.images
+    changes = {"prompt": "a cat", "baseline": "none", "strength": 0.5, "noise": "own", "rank": 3}
+    changed = settings_for(experiment, paper=paper, **changes)
+    assert changed.as_dict() == settings.as_dict() | changes
 
 
 @pytest.mark.parametrize(
-    ("experiment", "prompt", "baseline"),
+    ("experiment", "prompt", "budget", "baseline", "learning_rate"),
     [
-        ("color", "red taxi in traffic", "global"),
-        ("segment", "portrait of a man on the beach", "global"),
-        ("paint", "nature landscape", "none"),
+        ("color", "red taxi in traffic", (16, 10), "global", 2e-3),
+        ("segment", "portrait of a man on the beach", (10, 16), "global", 2e-3),
+        ("paint", "nature landscape", (1, 15), "none", 4e-3),
     ],
 )
-def test_the_paper_preset_is_equation_6_unchanged(experiment, prompt, baseline):
+def test_the_paper_preset_is_equation_6_unchanged(
+    experiment, prompt, budget, baseline, learning_rate
+):
     settings = settings_for(experiment, paper=True)
     assert (settings.prompt, settings.baseline) == (prompt, baseline)
-    assert (settings.credit, settings.blur, settings.step_weights) == ("pixel", 0.0, "paper")
+    assert (settings.images, settings.updates) == budget
+    assert (settings.blur, settings.step_weights, settings.noise) == (0.0, "paper", "fresh")
     assert (settings.hold, settings.unconditional, settings.timesteps) == (0.0, "exact", 1.0)
+    assert (settings.strength, settings.learning_rate) == (0.0, learning_rate)
     assert settings.eta == 1.0
+    assert PAPER.keys() == EXPERIMENTS.keys()
 
 
-def test_painting_is_one_image_a_step():
-    assert settings_for("paint").images == 1
-    assert settings_for("paint").epochs == 15
+def test_one_recipe_is_for_all_three_experiments():
+    """They differ in what is painted and in how long it is learnt, and in nothing of how."""
+    assert list(EXPERIMENTS) == ["color", "segment", "paint"]
+    plain = Settings().as_dict()
+    for experiment in EXPERIMENTS:
+        settings = settings_for(experiment).as_dict()
+        differs = {name for name in plain if settings[name] != plain[name]}
+        assert "prompt" in differs and differs <= {"prompt", "images", "updates"}
 
 
-def test_paint_that_stays_wants_a_picture_that_stays():
-    assert settings_for("paint", **PAINTED).noise == "whole"
+def test_the_recipe_is_a_step_of_known_size_on_the_run_s_own_picture_and_others():
+    settings = settings_for("paint")
+    assert (settings.strength, settings.hold, settings.timesteps) == (0.03, 0.1, 0.5)
+    assert (settings.baseline, settings.step_weights, settings.noise) == ("location", "flat", "own")
+    assert (settings.images, settings.updates) == (None, 8)
 
 
 def test_an_unknown_experiment_lists_the_known_ones():

@@ -8,7 +8,7 @@ from conftest import letters_tokenizer
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pxpo import begin, finish, generate, learn, settings_for
+from pxpo import RewardSpec, Tools, begin, finish, generate, judge_of, paint, settings_for, teach
 from pxpo.models import StableDiffusion, best_dtype
 
 
@@ -40,20 +40,23 @@ def paint_once(device: str, dtype: torch.dtype, steps: int, images: int) -> None
     model = StableDiffusion(stable_diffusion(dtype), device, "stable diffusion's shapes")
     assert model.latent_shape == (4, 64, 64) and model.image_size == (512, 512)
     settings = settings_for("paint", prompt="a", steps=steps, shown=1, rank=4, images=images)
-    run = finish(generate(model, finish(begin(model, settings))))
-    images = run.trajectory.images
-    assert images.shape[1:] == (3, 512, 512)
-    reward = torch.zeros(len(images), 512, 512)
-    reward[:, :200, :200] = 2.0
-    learnt = finish(learn(model, run, reward))
-    assert learnt.updates[1].metrics["grad_norm"] > 0
+    reward, strokes = RewardSpec("paint"), torch.zeros(512, 512)
+    strokes[:200, :200] = 2.0
+    run = paint(finish(begin(model, settings, reward=reward)), strokes)
+    judge, run = judge_of(run, model, Tools(device)), finish(generate(model, run))
+    maps = judge(run.trajectory.images)
+    assert maps.shape == (images, 512, 512) and maps.std() > 0
+    learnt = finish(teach(model, run, reward, maps, judge))
+    metrics = learnt.updates[1].metrics
+    assert metrics["grad_norm"] > 0
+    assert metrics["moved"] == pytest.approx(settings.strength, rel=0.16)
     outputs = [weight for name, weight in learnt.lora.weights.items() if ".lora_B." in name]
     assert len(outputs) == 128 and all(weight.any() for weight in outputs)
 
 
 @pytest.mark.slow
 def test_a_painted_step_on_the_cpu():
-    paint_once("cpu", torch.float32, steps=2, images=1)
+    paint_once("cpu", torch.float32, steps=2, images=2)
 
 
 @pytest.mark.gpu

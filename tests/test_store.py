@@ -18,55 +18,111 @@ from pxpo import (
     ColorReward,
     RewardSpec,
     Run,
+    Tools,
     back,
     begin,
     finish,
     generate,
+    judge_of,
     learn,
     load_model,
     load_run,
+    paint,
     save_run,
     teach,
 )
 from pxpo.embedded import TINY_WORLD
 from pxpo.errors import RunError
-from pxpo.store import claim, new_folder, open_run, pack, unpack, write_whole
+from pxpo.rewards import Painted
+from pxpo.rewards.wish import MOST_PAINTED
+from pxpo.store import FORMAT, claim, new_folder, open_run, pack, unpack, write_whole
 
-BLUE = RewardSpec("color")
+BLUE, PAINT = RewardSpec("color"), RewardSpec("paint")
 
 
-@pytest.fixture
-def run(model) -> Run:
+def painted(model, run: Run) -> Run:
+    """The run after one update more by its wish."""
+    run = finish(generate(model, run))
+    judge = judge_of(run, model, Tools())
+    return finish(teach(model, run, PAINT, judge(run.trajectory.images), judge))
+
+
+@pytest.fixture(scope="module")
+def run(model_folder) -> Run:
+    model = load_model(model_folder, device="cpu")
     return updated(model, finish(begin(model, settings())), 2)
 
 
-@pytest.fixture
-def rich(model) -> Run:
-    """A run of all there is to keep: an update by a reward, and one by paint."""
+@pytest.fixture(scope="module")
+def rich(model_folder) -> Run:
+    """A run of all there is to keep: an update by a reward, one by a wish, and more paint on the
+    picture after it, in another size."""
+    model = load_model(model_folder, device="cpu")
     run = finish(begin(model, settings(), reward=BLUE))
     run = finish(generate(model, run))
     blue = ColorReward("blue")
     run = finish(teach(model, run, BLUE, blue(run.trajectory.images), blue))
-    maps = torch.linspace(-2, 2, 2 * 16 * 16).view(2, 16, 16)
-    run = replace(run, settings=replace(run.settings, learning_rate=0.004), painted=tuple(maps))
-    run = finish(generate(model, run))
-    return finish(teach(model, run, RewardSpec("paint"), maps))
+    run = replace(run, settings=replace(run.settings, learning_rate=0.004), reward=PAINT)
+    run = painted(model, paint(run, torch.linspace(-2, 2, 16 * 16).view(16, 16)))
+    return paint(run, torch.linspace(2, -1, 6 * 5).view(6, 5))
 
 
 def test_all_of_a_run_is_kept(rich, tmp_path):
     save_run(rich, tmp_path)
     again = load_run(tmp_path)
     assert_same(again, rich)
-    assert again.reward == rich.reward == RewardSpec("paint")
-    assert [one.reward for one in again.updates] == [None, BLUE, RewardSpec("paint")]
+    assert again.reward == rich.reward == PAINT
+    assert [one.reward for one in again.updates] == [None, BLUE, PAINT]
     assert [one.settings for one in again.updates] == [one.settings for one in rich.updates]
     assert [one.scores for one in again.updates] == [one.scores for one in rich.updates]
     assert again.latest == rich.latest and len(again.latest) == 3
     assert again.model_name == rich.model_name
-    assert all(torch.equal(a, b) for a, b in zip(again.painted, rich.painted, strict=True))
-    assert torch.equal(again.opinion.totals, rich.opinion.totals)
-    assert torch.equal(again.opinion.counts, rich.opinion.counts)
-    assert torch.equal(again.paint, rich.paint)
+    assert [tuple(one.paint.shape) for one in again.painted] == [(16, 16), (6, 5)]
+    for one, update, kept in zip(again.painted, rich.updates[1:], rich.painted, strict=True):
+        assert torch.equal(one.picture, update.shown[0]) and one.picture.dtype == torch.uint8
+        assert torch.equal(one.paint, kept.paint) and one.paint.dtype == torch.float32
+    assert "met" in again.updates[2].metrics and again.met == rich.met
+    assert json.loads((tmp_path / "run.json").read_text())["format"] == FORMAT == 4
+
+
+def test_as_many_pictures_as_there_can_be_are_kept_in_their_order(run, tmp_path):
+    """Of more than ten, too, the tenth does not come before the second."""
+    many = tuple(
+        Painted(torch.full((16, 16, 3), n).byte(), torch.full((4, 4), n / 16))
+        for n in range(MOST_PAINTED)
+    )
+    save_run(replace(run, painted=many), tmp_path)
+    again = load_run(tmp_path).painted
+    assert [one.picture[0, 0, 0].item() for one in again] == list(range(MOST_PAINTED))
+    assert [one.paint[0, 0].item() * 16 for one in again] == list(range(MOST_PAINTED))
+
+
+def test_a_wish_that_was_read_again_teaches_the_same_bit_for_bit(
+    model, model_folder, rich, tmp_path
+):
+    save_run(rich, tmp_path)
+    fresh = load_model(model_folder, device="cpu")
+    assert_same(painted(fresh, load_run(tmp_path)), painted(model, rich))
+
+
+def test_a_wish_that_was_forgotten_is_gone_from_the_folder(rich, tmp_path):
+    save_run(rich, tmp_path)
+    assert len(list(tmp_path.glob("updates/paint-*"))) == 1
+    save_run(replace(rich, painted=()), tmp_path)
+    assert not list(tmp_path.glob("updates/paint-*"))
+    assert load_run(tmp_path).painted == ()
+
+
+@pytest.mark.parametrize("changed", ["picture", "paint"])
+def test_paint_is_written_anew_where_picture_or_paint_changed(rich, tmp_path, changed):
+    save_run(rich, tmp_path)
+    (before,) = tmp_path.glob("updates/paint-*")
+    *others, last = rich.painted
+    other = replace(last, **{changed: vars(last)[changed] + 1})
+    save_run(replace(rich, painted=(*others, other)), tmp_path)
+    (after,) = tmp_path.glob("updates/paint-*")
+    assert before != after
+    assert torch.equal(vars(load_run(tmp_path).painted[-1])[changed], vars(other)[changed])
 
 
 @pytest.mark.parametrize("pause_after", ["learn", "generate"])
@@ -113,7 +169,7 @@ def test_a_crash_while_saving_leaves_the_last_good_run(model, run, tmp_path, mon
 def test_paint_that_was_replaced_goes_with_the_run_that_names_it(rich, tmp_path, monkeypatch):
     """A crash between the new paint and run.json leaves the old paint in its place."""
     save_run(rich, tmp_path)
-    other = replace(rich, painted=(torch.zeros(4, 4),))
+    other = replace(rich, painted=(Painted(rich.painted[0].picture, torch.zeros(4, 4)),))
 
     def full(path, content):
         if path.name == "run.json":
@@ -124,9 +180,9 @@ def test_paint_that_was_replaced_goes_with_the_run_that_names_it(rich, tmp_path,
     with pytest.raises(RunError, match="disk full"):
         save_run(other, tmp_path)
     monkeypatch.undo()
-    assert torch.equal(load_run(tmp_path).painted[-1], rich.painted[-1])
+    assert_same(load_run(tmp_path), rich)
     save_run(other, tmp_path)
-    assert load_run(tmp_path).painted[0].shape == (4, 4)
+    assert_same(load_run(tmp_path), other)
     assert len(list(tmp_path.glob("updates/paint-*"))) == 1
 
 
@@ -143,17 +199,18 @@ def test_what_cannot_be_resumed_is_said(run, tmp_path):
     (tmp_path / record["updates"][1]["file"]).write_bytes(b"not a tensor")
     with pytest.raises(RunError, match="no run can be read"):
         load_run(tmp_path)
-    for content in ("[]", "null", "{}", '{"format": 3}', "\ufffd"):
+    for content in ("[]", "null", "{}", '{"format": 4}', "\ufffd"):
         (tmp_path / "run.json").write_text(content, encoding="utf-8")
         with pytest.raises(RunError, match="no run can be read"):
             load_run(tmp_path)
 
 
-@pytest.mark.parametrize("format", [1, 2, 99])
+@pytest.mark.parametrize("format", [1, 2, 3, 5, 99])
 def test_a_run_of_another_version_is_said_so_with_the_way_out(run, tmp_path, format):
     save_run(run, tmp_path)
     rewritten(tmp_path, format=format)
-    with pytest.raises(RunError, match=f"format {format}, of another version; this one reads 3.*"):
+    words = f"format {format}, of another version; this one reads 4.*lora/"
+    with pytest.raises(RunError, match=words):
         load_run(tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from PIL import Image
 from safetensors.torch import load, save
 
 import pxpo.studio
-from pxpo import RewardSpec, Run, Score, finish
+from pxpo import RewardSpec, Run, Score, finish, generate, judge_of, load_run
 from pxpo.errors import LoraError, PxpoError, RewardError, RunError, SettingError
+from pxpo.rewards import Wish
 from pxpo.studio import Studio
 
 SMALL = {"prompt": "a", "steps": 3, "rank": 2}
@@ -58,10 +60,115 @@ def test_a_painted_step_learns_and_brings_the_next_picture(studio, run):
     assert after.count == 1 and after.id == run.id
     assert not torch.equal(after.picture, run.picture)
     assert len(scores(after, "painted")) == 2
-    assert after.paint.shape == (32, 32, 4)
-    assert after.updates[1].metrics["reward"] == pytest.approx(0, abs=1e-6)  # half, half
-    one_color = finish(studio.step(run.id, PAINT, paint(slice(0, 32), slice(0, 0))))
-    assert one_color.updates[2].metrics["reward"] == pytest.approx(2)
+    (painted,) = after.painted
+    assert torch.equal(painted.picture, run.updates[0].shown[0])
+    assert painted.paint.shape == (32, 32)
+    assert (painted.paint[:8] == 2).all() and (painted.paint[8:16] == -2).all()
+    assert not painted.paint[16:].any()
+    # Its pictures are as many as the model's own, and each is judged by the wish.
+    assert after.updates[1].settings.images == studio.model.defaults["images"]
+    judged = finish(generate(studio.model, replace(run, settings=after.settings))).trajectory
+    maps = judge_of(after, studio.model, studio.tools)(judged.images)
+    assert len(maps) == 4 and maps.std() > 0
+    assert after.updates[1].metrics["reward"] == pytest.approx(maps.mean().item(), abs=1e-6)
+
+
+def test_a_step_without_paint_goes_on_with_the_wish(studio, run):
+    first = finish(studio.step(run.id, PAINT, paint()))
+    second = finish(studio.step(run.id, PAINT))
+    assert second.count == 2 and second.painted is first.painted
+    assert not torch.equal(second.picture, first.picture)
+    third = finish(studio.step(run.id, BLUE, images=2))
+    assert finish(studio.step(run.id, PAINT)).painted is third.painted is first.painted
+
+
+def test_paint_on_two_pictures_adds_up_and_is_kept(studio, run, tmp_path):
+    finish(studio.step(run.id, PAINT, paint()))
+    after = finish(studio.step(run.id, PAINT, paint(slice(20, 24), slice(0, 0))))
+    one, other = after.painted
+    for number, painted in enumerate((one, other)):
+        assert torch.equal(painted.picture, after.updates[number].shown[0])
+    assert (one.paint < 0).any() and not (other.paint < 0).any()
+    studio.forget(run.id)
+    for kept in (
+        studio.run(run.id), load_run(studio.folder / run.id), studio.admit(studio.archive(run.id)),
+    ):  # fmt: skip
+        assert len(kept.painted) == 2
+        for a, b in zip(kept.painted, after.painted, strict=True):
+            assert torch.equal(a.picture, b.picture) and torch.equal(a.paint, b.paint)
+
+
+def test_more_paint_gives_the_scores_of_all_updates_anew(studio, run):
+    finish(studio.step(run.id, PAINT, paint()))
+    before = finish(studio.step(run.id, PAINT))
+    after = finish(studio.step(run.id, PAINT, paint(slice(0, 0), slice(0, 32))))
+    assert len(after.latest) == 4
+    assert all(new != old for new, old in zip(after.latest, before.latest, strict=False))
+    judge = judge_of(after, studio.model, studio.tools)
+    for update, score in zip(after.updates, after.latest, strict=True):
+        maps = judge(update.shown.permute(0, 3, 1, 2) / 255)
+        assert score.here == pytest.approx(maps[0].mean().item(), abs=1e-6)
+        assert score.held_out == pytest.approx(maps[1:].mean().item(), abs=1e-6)
+    went_on = finish(studio.step(run.id, PAINT))
+    assert went_on.latest[:4] == after.latest
+
+
+def test_a_wish_that_is_forgotten_is_gone_and_what_was_learnt_stays(studio, run):
+    learnt = finish(studio.step(run.id, PAINT, paint()))
+    forgotten = studio.forget_wish(run.id)
+    assert forgotten.painted == () and same(forgotten, learnt)
+    studio.forget(run.id)
+    assert studio.run(run.id).painted == ()  # on disk as well
+    with pytest.raises(RunError, match="nothing is painted"):
+        finish(studio.step(run.id, PAINT))
+    with pytest.raises(RunError, match="nothing is painted"):
+        studio.heat(forgotten, PAINT)
+    assert finish(studio.step(run.id, BLUE, images=2)).count == 2
+    (painted,) = finish(studio.step(run.id, PAINT, paint())).painted
+    assert torch.equal(painted.picture, studio.run(run.id).updates[2].shown[0])
+
+
+def test_a_wish_that_is_met_is_refused_and_more_paint_goes_on(studio, run, monkeypatch):
+    answers = iter([False, True])
+    monkeypatch.setattr(Wish, "met", lambda wish, maps: next(answers))
+    met = finish(studio.step(run.id, PAINT, paint()))
+    assert met.met
+    with pytest.raises(RunError, match="the wish is met.*Paint something else, or forget"):
+        finish(studio.step(run.id, PAINT))
+    assert studio.run(run.id) is met
+    assert finish(studio.step(run.id, BLUE, images=2)).count == 2  # it is no matter of colours
+    monkeypatch.setattr(Wish, "met", lambda wish, maps: False)
+    more = finish(studio.step(run.id, PAINT, paint(slice(0, 4), slice(0, 0))))
+    assert more.count == 3 and len(more.painted) == 2 and not more.met
+
+
+def test_a_wish_that_is_met_as_soon_as_it_is_painted_is_not_kept(studio, run):
+    with pytest.raises(RunError, match="the wish is met"):
+        finish(studio.step(run.id, PAINT, paint(slice(0, 32), slice(0, 0))))  # more of all
+    assert studio.run(run.id) is run
+
+
+def test_a_wish_that_other_rewards_have_met_is_refused(studio, run, monkeypatch):
+    finish(studio.step(run.id, PAINT, paint()))
+    after = finish(studio.step(run.id, BLUE, images=2))
+    monkeypatch.setattr(Wish, "met", lambda wish, maps: True)
+    with pytest.raises(RunError, match="the wish is met"):
+        finish(studio.step(run.id, PAINT))
+    assert studio.run(run.id) is after
+
+
+def test_the_map_itself_is_no_reward_here(studio, run):
+    with pytest.raises(RewardError, match="exact is for the command line"):
+        finish(studio.step(run.id, PAINT.changed(exact=True), paint()))
+    assert studio.run(run.id) is run
+
+
+def test_strength_is_how_far_a_step_moves_the_model(studio, run):
+    for strength in (0.01, 0.1):
+        after = finish(studio.step(run.id, BLUE, images=2, strength=strength))
+        assert after.updates[-1].settings.strength == strength
+        assert after.updates[-1].metrics["moved"] == pytest.approx(strength, rel=0.16)
+    assert finish(studio.step(run.id, BLUE, images=2)).settings.strength == 0.03
 
 
 def test_an_automatic_step_judges_images_of_its_own(studio, run):
@@ -85,7 +192,29 @@ def test_the_curve_and_the_heat_map_follow_the_wish(studio, run):
     after = finish(studio.step(run.id, PAINT, paint()))
     lines = studio.curve(after).axes[0].get_lines()
     assert [len(line.get_xdata()) for line in lines] == [2, 2]
-    assert studio.heat(after, BLUE).size == (16, 16)
+    blue, painted = (studio.heat(after, reward) for reward in (BLUE, PAINT))
+    assert blue.size == painted.size == (16, 16)
+    assert painted.tobytes() != blue.tobytes()
+    again = finish(studio.step(run.id, PAINT, paint(slice(0, 0), slice(0, 32))))
+    assert studio.heat(replace(again, updates=after.updates), PAINT).tobytes() != painted.tobytes()
+
+
+def test_the_heat_map_is_there_while_another_run_learns_and_does_not_disturb_it(studio):
+    one, other = (finish(studio.start(seed=seed, **SMALL)) for seed in (1, 2))
+    one = finish(studio.step(one.id, PAINT, paint()))
+    alone = finish(studio.step(other.id, PAINT, paint()))
+    finish(studio.back(other.id, 0))
+    studio.forget_wish(other.id)
+    heat, work, busy = studio.heat(one, PAINT).tobytes(), studio.step(other.id, PAINT, paint()), 0
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            assert same(end.value, alone)
+            break
+        busy += studio.model.busy
+        assert studio.heat(one, PAINT).tobytes() == heat
+    assert busy > 3 and not studio.model.busy
 
 
 def test_a_run_is_found_again_by_another_studio_and_goes_on_alike(studio, run):
@@ -93,8 +222,9 @@ def test_a_run_is_found_again_by_another_studio_and_goes_on_alike(studio, run):
     again = Studio(studio.model, studio.segmenter, studio.folder)
     found = again.run(run.id)
     assert same(found, studio.run(run.id))
-    assert torch.equal(found.paint, studio.run(run.id).paint)
-    assert found.latest == studio.run(run.id).latest and found.reward == PAINT
+    assert torch.equal(found.painted[0].paint, studio.run(run.id).painted[0].paint)
+    assert found.latest == studio.run(run.id).latest
+    assert found.reward == PAINT.changed(segmenter=studio.segmenter.name)
     here = finish(studio.step(run.id, PAINT, paint()))
     assert same(finish(again.step(run.id, PAINT, paint())), here)
 
@@ -110,14 +240,15 @@ def test_back_gives_the_weights_and_the_picture_of_that_step(studio, run):
 
 def test_stopping_in_the_middle_leaves_the_run_as_it_was(studio, run):
     before = finish(studio.step(run.id, PAINT, paint()))
-    for stop_after in (1, 3, 6):
-        work = studio.step(run.id, PAINT, paint())
-        for _ in range(stop_after):
-            next(work)
+    for phase in ("judging what was shown", "denoising", "learning", "measuring", "showing"):
+        work = studio.step(run.id, PAINT, paint(slice(0, 4), slice(0, 0)))
+        while next(work).phase != phase:
+            pass
         work.close()
         assert not studio.model.busy
-        assert studio.run(run.id) is before
-    finish(studio.step(run.id, PAINT, paint()))
+        assert studio.run(run.id) is before and len(before.painted) == 1
+        assert len(load_run(studio.folder / run.id).painted) == 1  # nor has it heard the new paint
+    assert len(finish(studio.step(run.id, PAINT, paint())).painted) == 2
 
 
 def test_what_cannot_be_learnt_from_is_refused_and_nothing_is_lost(studio, run):
@@ -130,8 +261,8 @@ def test_what_cannot_be_learnt_from_is_refused_and_nothing_is_lost(studio, run):
     ):
         with pytest.raises(error):
             finish(studio.step(run.id, reward, layer))
-    with pytest.raises(SettingError, match="learning_rate is -1"):
-        finish(studio.step(run.id, PAINT, paint(), learning_rate=-1))
+    with pytest.raises(SettingError, match="strength is -1"):
+        finish(studio.step(run.id, PAINT, paint(), strength=-1))
     assert studio.run(run.id) is run
 
 
@@ -332,8 +463,8 @@ def test_a_picture_with_paint_on_it_is_told_from_the_paint_alone(studio, run):
     whole = picture.resize(layer.size, Image.Resampling.LANCZOS).convert("RGBA")
     one = finish(studio.step(run.id, PAINT, Image.alpha_composite(whole, layer)))
     # A random model's picture has greens on which green paint cannot be seen, and no other fault.
-    wrong = (one.paint != torch.from_numpy(np.array(layer))).any(2)
-    assert not wrong[8:].any() and wrong[:8].float().mean() < 0.2
+    painted = one.painted[0].paint
+    assert not painted[8:].any() and (painted[:8] == 2).float().mean() > 0.8
     with pytest.raises(RunError, match="nothing is painted"):
         finish(studio.step(finish(studio.start(**SMALL)).id, PAINT, whole))
 
@@ -347,8 +478,8 @@ def test_a_picture_that_is_shown_is_the_one_to_paint_on(studio, run):
 def test_a_reward_that_paints_by_label_learns_as_in_its_experiment(studio, run):
     by_label = RewardSpec("paint", {"more": ["Hair"], "less": ["Background"]})
     after = finish(studio.step(run.id, by_label))
-    assert after.updates[1].settings.baseline == "past" and after.paint is None
-    assert len(after.latest) == 2
+    assert after.updates[1].settings == run.settings and after.painted == ()
+    assert len(after.latest) == 2 and not after.met
 
 
 def test_the_segmenter_of_an_update_is_named_for_other_places(studio, run):

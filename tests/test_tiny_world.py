@@ -110,13 +110,14 @@ def test_a_stock_pipeline_paints_what_we_paint():
     pipeline = StableDiffusionPipeline.from_pretrained(TINY_WORLD)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    settings = settings_for("paint")
+    model = load_model(device="cpu")
+    settings = model.filled(settings_for("paint"))
     stock = pipeline(
         settings.prompt, num_inference_steps=settings.steps, eta=settings.eta,
         guidance_scale=settings.guidance_scale, generator=torch.Generator().manual_seed(1),
         output_type="pt",
     ).images  # fmt: skip
-    ours = finish(rollout(load_model(device="cpu"), [settings.prompt], [Noise(1)], settings)).images
+    ours = finish(rollout(model, [settings.prompt], [Noise(1)], settings)).images
     assert torch.equal(stock, ours)
 
 
@@ -125,7 +126,7 @@ def test_pictures_hold_what_their_prompt_names():
     model, segmenter = load_model(device="cpu"), Segmenter()
     prompts = [kind for kind in scenes.KINDS for _ in range(4)]
     noise = [Noise(100 + index) for index in range(len(prompts))]
-    images = finish(rollout(model, prompts, noise, settings_for("paint"))).images
+    images = finish(rollout(model, prompts, noise, model.filled(settings_for("paint")))).images
     seen = (images.permute(0, 2, 3, 1) * 255).round().byte()
     assert measure.named(segmenter.model, seen, prompts, report=lambda _: None) >= 0.75
     blue = ColorReward("blue")(images).mean((1, 2))

@@ -14,17 +14,17 @@ from torch.nn import Parameter
 
 from pxpo.credit import smooth
 from pxpo.errors import DivergedError, PxpoError, RewardError, SettingError
-from pxpo.lora import adapter, weights_of, without_lora
+from pxpo.lora import adapter, new_lora, weights_of, without_lora
 from pxpo.models import DiffusionModel, StableDiffusion
 from pxpo.progress import finish
 from pxpo.rollout import Noise, Trajectory, rollout
 from pxpo.settings import Learning, Sampling
 from pxpo.steps import pixel_log_prob
-from pxpo.update import accumulate_gradient, update
+from pxpo.strength import NEAR
+from pxpo.update import MEASURED, _spread, accumulate_gradient, update
 
-PAPER = Learning(step_weights="paper")
-FLAT = Learning(step_weights="flat")
-EARLY = Learning(step_weights="early")
+PAPER = Learning(step_weights="paper", unconditional="exact", timesteps=1.0, hold=0.0, strength=0.0)
+FLAT = replace(PAPER, step_weights="flat")
 IMAGES, STEPS, C, H, W, TOKENS, WIDTH = 3, 4, 2, 3, 5, 4, 6
 
 
@@ -47,7 +47,7 @@ class StandIn:
     def __init__(self, parameters: dict[str, torch.Tensor], ddim: Ddim) -> None:
         self.ddim = ddim
         self.parameters = {name: Parameter(value) for name, value in parameters.items()}
-        self.network, self.lora, self._largest = self, 1.0, {"learn": 5}
+        self.network, self.lora, self._largest = self, 1.0, {"learn": 5, "sample": 5}
 
     def enable_adapters(self) -> None:
         self.lora = 1.0
@@ -154,8 +154,7 @@ def relative_loudness(ddim: Ddim, step_weights: str) -> torch.Tensor:
     """(T,): what each step's log-probability is multiplied by."""
     if step_weights == "paper":
         return torch.ones_like(ddim.sigma)
-    early = ddim.sigma / ddim.sigma.mean() if step_weights == "early" else 1.0
-    return early / ddim.loudness
+    return 1 / ddim.loudness
 
 
 def explicit_loss(model, trajectory, credit, learning, hold_map=None, chosen=None) -> torch.Tensor:
@@ -189,12 +188,12 @@ def assert_same(one: dict, other: dict, rtol: float = 1e-6) -> None:
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("hold", [0.0, 0.7])
-@pytest.mark.parametrize("step_weights", ["paper", "flat", "early"])
+@pytest.mark.parametrize("step_weights", ["paper", "flat"])
 def test_the_closed_form_is_the_gradient_of_the_explicit_loss(
     prediction_type, guidance_scale, hold, step_weights
 ):
     model, trajectory = small(prediction_type, guidance_scale)
-    learning = Learning(step_weights=step_weights, hold=hold)
+    learning = replace(PAPER, step_weights=step_weights, hold=hold)
     arguments = model, trajectory, credits(), learning, shares()
     loss = explicit_loss(*arguments)
     assert_same(
@@ -216,46 +215,6 @@ def test_detached_is_the_explicit_loss_with_a_constant_unconditional_half(
     exact = closed_form(model, trajectory, credits(), replace(PAPER, hold=hold))
     alike = torch.allclose(detached["text"], exact["text"], rtol=1e-3)
     assert alike == (guidance_scale == 1)
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-@pytest.mark.parametrize("step_weights", ["flat", "early"])
-@pytest.mark.parametrize("unconditional", ["exact", "detached"])
-def test_the_expected_noise_pulls_the_mean_to_where_the_picture_wants_it(
-    prediction_type, guidance_scale, step_weights, unconditional
-):
-    model, trajectory = small(prediction_type, guidance_scale)
-    learning = Learning(
-        step_weights=step_weights, step_noise="expected", unconditional=unconditional
-    )
-    credit, x_0 = credits(), trajectory.latents[-1]
-    loudness = relative_loudness(model.ddim, step_weights)
-    losses = []
-    for index in range(STEPS):
-        at, x_t = model.ddim[index], trajectory.latents[index]
-        mean = at.mean(x_t, predicted(model, trajectory, index, learning))
-        kept = at.alpha / at.alpha_prev  # Ho et al., arXiv 2006.11239, Eq. 7
-        wanted = (at.alpha_prev**0.5 * (1 - kept) * x_0 + kept**0.5 * (1 - at.alpha_prev) * x_t) / (
-            1 - at.alpha
-        )
-        out = model.predict(x_t, at.t.expand(IMAGES), trajectory.cond)
-        noise = (wanted - at.mean(x_t, out)).detach()
-        noise = noise / noise.square().mean((1, 2, 3), keepdim=True).sqrt()
-        losses.append((-loudness[index] * credit * (noise * mean / at.sigma).sum(1)).mean())
-    assert_same(
-        closed_form(model, trajectory, credit, learning),
-        by_autograd(sum(losses) / STEPS, model.parameters),
-    )
-
-
-def test_the_expected_noise_is_as_large_as_the_drawn():
-    model, trajectory = table()
-    ones = torch.ones(IMAGES, H, W, dtype=torch.float64)
-    learning = replace(FLAT, step_noise="expected")
-    cotangent = closed_form(model, trajectory, ones, learning)["out"] * STEPS * IMAGES * H * W
-    size = cotangent.square().mean((2, 3, 4)).sqrt()
-    torch.testing.assert_close(size, torch.ones_like(size))
 
 
 @pytest.mark.parametrize(("share", "count"), [(1.0, 8), (0.75, 6), (0.5, 4), (0.3, 2), (0.01, 1)])
@@ -316,11 +275,9 @@ def test_in_the_paper_late_steps_are_loudest_and_flat_makes_them_alike():
         learning.step_weights: (
             closed_form(model, trajectory, ones, learning)["out"] / trajectory.noise
         ).abs().amax((1, 2, 3, 4))
-        for learning in (PAPER, FLAT, EARLY)
+        for learning in (PAPER, FLAT)
     }  # fmt: skip
     assert loudness["paper"].argmax() == 48
-    assert loudness["early"].argmax() == trajectory.steps.sigma.argmax()
-    assert loudness["early"].mean().item() == pytest.approx(loudness["flat"].mean().item())
     torch.testing.assert_close(loudness["flat"], loudness["flat"][:1].expand(50))
 
 
@@ -410,7 +367,7 @@ def test_the_report_holds_the_norm_and_the_mean_divergence_where_the_map_is_sile
         )
     )
     gradient = torch.cat([p.grad.flatten() for p in model.parameters.values()])
-    assert report.grad_norm == pytest.approx(gradient.norm().item())
+    assert report.norm == pytest.approx(gradient.norm().item())
     divergences = explicit_loss(model, trajectory, 0 * hold_map, replace(PAPER, hold=1.0), hold_map)
     assert report.kl == pytest.approx((divergences / hold_map.mean()).item())
 
@@ -509,20 +466,137 @@ def sgd(model) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters.values(), lr=0.1)
 
 
-@pytest.mark.parametrize("limit", [0.0, 1e-3, 1e3])
-def test_update_takes_one_step_of_the_optimizer_along_the_clipped_gradient(limit):
+def copies(parameters) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+@pytest.mark.parametrize("learning", [PAPER, replace(FLAT, hold=0.7)], ids=["paper", "hold"])
+def test_without_a_strength_an_update_is_one_step_of_the_optimizer_bit_for_bit(learning):
     model, trajectory = small()
-    learning = replace(PAPER, max_grad_norm=limit)
+    before = copies(model.parameters)
     gradient = closed_form(model, trajectory, credits(), learning)
-    before = {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
+    sgd(model).step()  # along the gradient that the closed form left
+    stepped = copies(model.parameters)
+    with torch.no_grad():
+        for name, parameter in model.parameters.items():
+            parameter.copy_(before[name])
     report = finish(update(model, model.parameters, sgd(model), trajectory, credits(), learning))
     norm = torch.cat([value.flatten() for value in gradient.values()]).norm().item()
     assert report.grad_norm == pytest.approx(norm)
-    clip = limit / norm if 0 < limit < norm else 1.0
-    assert (clip < 1) == (limit == 1e-3)
+    assert (report.kl > 0) == (learning.hold > 0)
     for name, parameter in model.parameters.items():
-        expected = before[name] - 0.1 * clip * gradient[name]
-        torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-8)
+        assert torch.equal(parameter, stepped[name])
+        expected = before[name] - 0.1 * gradient[name]
+        torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1e-3, 1e-2, 1e-1])
+@pytest.mark.parametrize("strength", [0.003, 0.03, 0.2])
+def test_an_update_changes_what_the_model_says_by_its_strength_whatever_the_rate(rate, strength):
+    model, trajectory = small()
+    before, learning = copies(model.parameters), replace(FLAT, strength=strength)
+    direction = closed_form(model, trajectory, credits(), learning)
+    optimizer = torch.optim.SGD(model.parameters.values(), lr=rate)
+    report = finish(update(model, model.parameters, optimizer, trajectory, credits(), learning))
+    assert strength / NEAR <= report.moved <= strength * NEAR
+    shares = {
+        name: (parameter.detach() - before[name]) / direction[name]
+        for name, parameter in model.parameters.items()
+    }
+    size = shares["pixel"].mean()
+    assert size < 0  # and along the gradient, as the optimizer wanted it
+    for share in shares.values():
+        torch.testing.assert_close(share, size.expand_as(share), rtol=1e-5, atol=0)
+
+
+def measured(trajectory, pairs: list[tuple[int, int]], now, before) -> float:
+    """The root mean square of what changed at these (step, image) over that of what was."""
+    change = torch.stack([now[step, image] - before[step, image] for step, image in pairs])
+    was = torch.stack([before[step, image] for step, image in pairs])
+    return (change.square().mean() / was.square().mean()).sqrt().item()
+
+
+@torch.no_grad()
+def said_now(model, trajectory) -> torch.Tensor:
+    """What the model says now, guided, at every step of every image: (T, B, C, h, w)."""
+    exact = replace(PAPER, unconditional="exact")
+    return torch.stack([predicted(model, trajectory, i, exact) for i in range(STEPS)])
+
+
+EIGHT = [(0, 0), (0, 1), (1, 2), (1, 0), (2, 1), (2, 2), (3, 0), (3, 1)]
+"""Eight pairs, spread over the four steps, of three images in turn."""
+
+
+@pytest.mark.parametrize("unconditional", ["exact", "detached"])
+def test_what_an_update_moved_is_measured_with_guidance_at_eight_pairs(unconditional):
+    """Of all steps, from the first to the last, and of all images."""
+    model, trajectory = small()
+    assert STEPS * IMAGES > MEASURED == len(EIGHT)
+    learning = replace(FLAT, strength=0.05, unconditional=unconditional)
+    report = finish(update(model, model.parameters, sgd(model), trajectory, credits(), learning))
+    now = said_now(model, trajectory)
+    model.disable_adapters()
+    base = said_now(model, trajectory)
+    model.enable_adapters()
+    assert report.moved == pytest.approx(measured(trajectory, EIGHT, now, trajectory.outputs))
+    assert report.from_base == pytest.approx(measured(trajectory, EIGHT, now, base))
+    everywhere = [(step, image) for step in range(STEPS) for image in range(IMAGES)]
+    assert report.moved != pytest.approx(measured(trajectory, everywhere, now, trajectory.outputs))
+    assert report.from_base > 2 * report.moved  # it was far from there before
+
+
+@pytest.mark.parametrize(
+    ("steps", "images", "pairs"),
+    [
+        (4, 3, EIGHT),
+        (1, 1, [(0, 0)]),
+        (2, 3, [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]),
+        (20, 1, [(0, 0), (3, 0), (5, 0), (8, 0), (11, 0), (14, 0), (16, 0), (19, 0)]),
+        (50, 4, [(0, 0), (7, 1), (14, 2), (21, 3), (28, 0), (35, 1), (42, 2), (49, 3)]),
+    ],
+)
+def test_the_measured_pairs_lead_from_the_first_step_to_the_last(steps, images, pairs):
+    outputs = torch.zeros(steps, images, 1, 1, 1)
+    spread = _spread(replace(small()[1], outputs=outputs), MEASURED)
+    assert torch.stack(spread, 1).tolist() == [list(pair) for pair in pairs]
+
+
+def test_measuring_is_folded_into_memory_and_changes_nothing():
+    reports = []
+    for largest in (64, 3, 1):
+        model, trajectory = small()
+        model._largest["sample"] = largest
+        learning = replace(FLAT, strength=0.05)
+        reports.append(
+            finish(update(model, model.parameters, sgd(model), trajectory, credits(), learning))
+        )
+    for report in reports[1:]:
+        assert vars(report) == pytest.approx(vars(reports[0]))
+
+
+def test_an_update_tells_of_learning_and_then_of_measuring():
+    model, trajectory = small()
+    learning = replace(FLAT, strength=0.05)
+    work = update(model, model.parameters, sgd(model), trajectory, credits(), learning)
+    phases = [event.phase for event in work]
+    assert phases[:3] == ["learning"] * 3 and set(phases[3:]) == {"measuring"}
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.03])
+def test_a_step_that_nothing_finite_comes_of_is_not_taken(strength):
+    model, trajectory = small()
+    before, predict = copies(model.parameters), model.predict
+
+    def broken(*arguments):
+        """What it learns from is finite, and what it says after the step is not."""
+        out = predict(*arguments)
+        return out if torch.is_grad_enabled() else out * float("nan")
+
+    model.predict = broken
+    learning = replace(FLAT, strength=strength)
+    with pytest.raises(DivergedError, match="No size of this update"):
+        finish(update(model, model.parameters, sgd(model), trajectory, credits(), learning))
+    assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
 
 
 def test_an_update_makes_the_rewarded_more_likely():
@@ -540,7 +614,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     before = {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
     optimizer = torch.optim.AdamW(model.parameters.values(), lr=0.1)
     broken = replace(trajectory, noise=noise)
-    with pytest.raises(DivergedError, match="norm is nan.*learning rate below 0.002"):
+    with pytest.raises(DivergedError, match="norm is nan.*not taken.*Tame the rewards"):
         finish(update(model, model.parameters, optimizer, broken, credits(), PAPER))
     for name, parameter in model.parameters.items():
         assert torch.equal(parameter, before[name])
@@ -599,13 +673,51 @@ def test_running_out_of_memory_leaves_the_lora_of_a_unet_attached(real_model, mo
     assert real_model._largest["learn"] == 6
 
 
-def test_an_update_of_a_unet_changes_the_lora_alone(model):
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("rate", [1e-4, 1e-1])
+def test_what_an_update_of_a_unet_moved_is_what_one_sees_from_outside(
+    real_model, guidance_scale, rate
+):
+    learning = replace(FLAT, strength=0.03, hold=0.1, unconditional="detached")
+    lora = random_lora(real_model)
+    with adapter(real_model, lora) as parameters:
+        trajectory = real_trajectory(real_model, guidance_scale)
+        optimizer = torch.optim.AdamW(parameters.values(), lr=rate)
+        work = update(
+            real_model, parameters, optimizer, trajectory, credits(3, 8, 8).float(), learning
+        )
+        report = finish(work)
+        learnt = replace(lora, weights=weights_of(parameters))
+    base = said_now(real_model, trajectory)
+    with adapter(real_model, learnt):
+        now = said_now(real_model, trajectory)
+    with adapter(real_model, lora):
+        before = said_now(real_model, trajectory)
+    assert 0.03 / NEAR <= report.moved <= 0.03 * NEAR
+    assert report.moved == pytest.approx(measured(trajectory, EIGHT, now, before), rel=1e-3)
+    assert report.from_base == pytest.approx(measured(trajectory, EIGHT, now, base), rel=1e-3)
+    assert report.from_base > 2 * report.moved
+
+
+def test_a_first_update_has_moved_as_far_from_the_base_as_it_moved(model):
+    with adapter(model, new_lora(model, 2, 0)) as parameters:
+        trajectory = real_trajectory(model, 2.0)
+        optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3)
+        credit, learning = credits(3, 8, 8).float(), replace(FLAT, strength=0.03)
+        report = finish(update(model, parameters, optimizer, trajectory, credit, learning))
+    assert report.from_base == pytest.approx(report.moved, rel=1e-3)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.03])
+def test_an_update_of_a_unet_changes_the_lora_alone(model, strength):
     base = {name: value.clone() for name, value in model.network.state_dict().items()}
     lora = random_lora(model)
+    learning = replace(FLAT, strength=strength, hold=0.1)
     with adapter(model, lora) as parameters:
         optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3)
         trajectory = real_trajectory(model, 2.0)
-        finish(update(model, parameters, optimizer, trajectory, credits(3, 8, 8).float(), FLAT))
+        credit = credits(3, 8, 8).float()
+        finish(update(model, parameters, optimizer, trajectory, credit, learning))
         learnt = weights_of(parameters)
     assert all(not torch.equal(learnt[name], lora.weights[name]) for name in learnt)
     after = {name.replace(".base_layer", ""): v for name, v in model.network.state_dict().items()}

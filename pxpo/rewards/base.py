@@ -160,9 +160,9 @@ class RewardSpec:
 
     @property
     def by_hand(self) -> bool:
-        """Whether a person paints it, as nothing is named that would paint in their stead."""
-        named = (value for value in self.options.values() if not isinstance(value, bool))
-        return self.declared.by_hand and not any(named)
+        """Whether a person paints it, as no label is named that would be painted in their stead."""
+        labels = (value for value in self.options.values() if isinstance(value, tuple))
+        return self.declared.by_hand and not any(labels)
 
     @property
     def exact(self) -> bool:

@@ -89,7 +89,7 @@ class Wish:
     def met(self, maps: Tensor) -> bool:
         """Whether these maps (B, H, W) of pictures leave nothing to learn: nothing is blamed, and
         where more of something is wanted, nine tenths are that."""
-        praised = (maps >= 1).float().mean().item()
+        praised = (maps >= 1).double().mean().item()
         return not (maps <= -1).any() and (not self.wants_more or praised >= 0.9)
 
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:

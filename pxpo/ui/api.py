@@ -67,7 +67,7 @@ def add(studio: Studio) -> None:
         guidance_scale: float = studio.model.defaults["guidance_scale"],
         rank: int = Settings.rank,
     ) -> Work:  # fmt: skip
-        """Begin a run and sample the picture that its first step judges.
+        """Begin a run, and sample its picture, the one to paint on.
 
         Args:
             prompt: what to paint
@@ -77,7 +77,7 @@ def add(studio: Studio) -> None:
             rank: the LoRA's rank
 
         Returns:
-            the run's name for the other tools, a report, and the picture to judge
+            the run's name for the other tools, a report, and the picture to paint on
         """
         return studio.start(
             prompt=prompt, seed=seed, steps=steps, guidance_scale=guidance_scale, rank=rank
@@ -103,7 +103,7 @@ def add(studio: Studio) -> None:
             images: pictures judged per step; the model's default when left out
 
         Returns:
-            the run's name, a report with the scores of all steps, and the next picture to judge
+            the run's name, a report with the scores of all steps, and the next picture to paint on
         """
         spec = asked(reward, color, labels, want, options)
         return studio.step(run_id, spec, paint, strength=strength, images=images)
@@ -130,7 +130,7 @@ def add(studio: Studio) -> None:
             images: pictures judged per step; the model's default when left out
 
         Returns:
-            the run's name, a report with the scores of all steps, and the next picture to judge
+            the run's name, a report with the scores of all steps, and the next picture to paint on
         """
         for _ in range(count):
             done = yield from step(
@@ -149,9 +149,21 @@ def add(studio: Studio) -> None:
             step: how many steps the run shall have behind it
 
         Returns:
-            the run's name, a report with the scores of the steps left, and the picture to judge
+            the run's name, a report with the scores of the steps left, and the picture to paint on
         """
         return studio.back(run_id, step)
+
+    def forget(run_id: str) -> Work:
+        """Forget all that was painted on this run; what it learnt stays.
+
+        Args:
+            run_id: the run's name, from generate
+
+        Returns:
+            the run's name, a report with the scores of all steps, and the picture to paint on
+        """
+        yield from ()
+        return studio.forget_wish(run_id)
 
     def export(run_id: str) -> tuple[FileData, FileData]:
         """The LoRA, and the whole run.
@@ -170,6 +182,7 @@ def add(studio: Studio) -> None:
         answered(step),
         answered(run),
         answered(back),
+        answered(forget),
         checked(export),
     ):
         gr.api(studio.thread.wrap(verb), concurrency_id="gpu", concurrency_limit=1)

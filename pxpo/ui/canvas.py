@@ -57,10 +57,22 @@ def brush(choice: str) -> gr.Brush:
     )  # fmt: skip
 
 
-class Canvas:
-    """The picture to judge, and the paint on it.
+def without(paint: Image.Image, heard: torch.Tensor) -> Image.Image | None:
+    """The strokes that say anything else than the map `heard` (H, W) does there; None without."""
+    strokes = painted_map(paint)
+    if strokes.shape != heard.shape:
+        return paint
+    left = (strokes != 0) & (strokes != heard)
+    if not left.any():
+        return None
+    blank = Image.new("RGBA", paint.size)
+    return Image.composite(paint, blank, Image.fromarray(left.numpy()))
 
-    `inputs` are what an event needs for `sketch`, once `read` has come before it.
+
+class Canvas:
+    """The picture to paint on, and the paint.
+
+    `inputs` are what an event needs for `paint`, once `read` has come before it.
     """
 
     def __init__(self, studio: Studio, example: dict[str, str]) -> None:
@@ -70,27 +82,45 @@ class Canvas:
         self.editor = gr.ImageEditor(
             type="pil", sources=(), transforms=(), layers=False, format="png",
             canvas_size=(CANVAS, CANVAS), fixed_canvas=True, brush=brush(PLUS),
-            eraser=gr.Eraser(24), label="The picture to judge", show_label=False,
+            eraser=gr.Eraser(24), label="The picture to paint on", show_label=False,
             elem_id="ed", height=600,
         )  # fmt: skip
         self.drawn = gr.ImageEditor(type="pil", visible=False)
         self.waiting = gr.State()
-        self.inputs = [self.drawn, self.waiting]
+        # How many updates the picture has behind it that is on the editor, and that was in `drawn`.
+        self.shown, self.drawn_on = (gr.Number(0, precision=0, visible=False) for _ in range(2))
+        self.inputs = [self.drawn, self.waiting, self.drawn_on]
+
+    def paint(
+        self, run_id: str, drawn: dict[str, Any] | None, waiting: Waiting, drawn_on: int
+    ) -> Image.Image | None:
+        """The strokes that are not part of the run's wish yet."""
+        paint = sketch(drawn, waiting)
+        if paint is None or not run_id:
+            return paint
+        run = self.studio.run(run_id)
+        for one in run.painted if drawn_on <= run.count else ():
+            if torch.equal(one.picture, run.updates[drawn_on].shown[0]):
+                return without(paint, one.paint)
+        return paint
 
     def read(self, listen: Callable[..., Any], **quiet: Any) -> Any:
         """An event of `listen` that puts into `drawn` what is on the editor now."""
-        return listen(None, self.editor, self.drawn, js="drawn => drawn", **quiet)
+        return listen(
+            None, [self.editor, self.shown], [self.drawn, self.drawn_on],
+            js="(drawn, on) => [drawn, on]", **quiet,
+        )  # fmt: skip
 
     def renew(self, listen: Callable[..., Any], run: gr.BrowserState, ended: gr.State,
               **quiet: Any) -> Any:  # fmt: skip
         """Events that bring the run's picture, under the paint on the editor or none; ended:
-        (anything, whether that paint stays). Paint that is part of the wish never does."""
+        (anything, whether that paint stays). What the wish has heard of it never does."""
         wrap = self.studio.thread.wrap
         emptied = self.read(listen, **quiet).then(
             wrap(self._empty), [run, ended, *self.inputs], [self.waiting, self.editor], **quiet
         )
         return emptied.then(
-            wrap(self._fill), [run, self.waiting], [self.waiting, self.editor], **quiet
+            wrap(self._fill), [run, self.waiting], [self.waiting, self.shown, self.editor], **quiet
         )
 
     def wire(self, run: gr.BrowserState, **quiet: Any) -> None:
@@ -101,35 +131,29 @@ class Canvas:
             lambda choice: gr.ImageEditor(brush=brush(choice)), self.brush, self.editor, **quiet
         )
 
-    def _empty(
-        self, run: str, ended: tuple[Any, bool], drawn: dict[str, Any] | None, waiting: Waiting
-    ) -> tuple[Waiting, Any]:
+    def _empty(self, run: str, ended: tuple[Any, bool], *values: Any) -> tuple[Waiting, Any]:
         _, stays = ended
-        paint = sketch(drawn, waiting) if stays else None
-        if paint and self._is_wished(run, paint):
-            paint = None
+        paint = self.paint(run, *values) if stays else None
         return (paint, math.inf), None if run else gr.skip()
 
-    def _fill(self, run: str, waiting: tuple[Image.Image | None, float]) -> tuple[Waiting, Any]:
+    def _fill(
+        self, run: str, waiting: tuple[Image.Image | None, float]
+    ) -> tuple[Waiting, int, Any]:
         paint, _ = waiting
+        shown = self.studio.run(run).count if run else 0
         if run:
             value: Any = self._value(run, paint)
         elif paint or not self.example:  # what is painted on the example stays
             value = gr.skip()
         else:
             value = self._value(run, Image.open(self.example["paint"]))
-        return (paint, time.monotonic() + SETTLING), value
+        return (paint, time.monotonic() + SETTLING), shown, value
 
     def _bring_back(self, run: str) -> tuple[Waiting, Any]:
         return None, self._value(run, None)
 
-    def _is_wished(self, run: str, paint: Image.Image) -> bool:
-        """Whether this paint is what the run's wish heard last."""
-        painted = self.studio.run(run).painted if run else ()
-        return bool(painted) and torch.equal(painted_map(paint), painted[-1].paint)
-
     def _value(self, run: str, paint: Image.Image | None) -> dict[str, Any]:
-        """The editor's: the picture to judge under the paint. It would show a `composite` alone."""
+        """The editor's: the run's picture under the paint. It would show a `composite` alone."""
         picture = None
         if run:
             picture = served(large(self.studio.run(run).picture))

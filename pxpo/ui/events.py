@@ -148,7 +148,7 @@ class Events:
         }
 
     def heat_map(self, run_id: str, reward: RewardSpec) -> str | None:
-        """The file of the reward on the picture to judge; None where there is none."""
+        """The file of the reward on the run's picture; None where there is none."""
         with contextlib.suppress(PxpoError):  # Step says what is missing
             picture = self.studio.heat(self.studio.run(run_id), reward)
             return served(picture.resize((CANVAS, CANVAS)))
@@ -182,7 +182,7 @@ class Events:
         parts = [
             f"Step {run.count}",
             f"reward {last.here:+.3f} → {now.here:+.3f}",
-            f"moved {metrics['moved']:.1%}, {metrics['from_base']:.0%} from the base model",
+            f"moved {metrics['moved']:.1%}, {metrics['from_base']:.0%} in all",
             f"{seconds:.1f} s",
         ]
         if run.met:

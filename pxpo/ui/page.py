@@ -59,7 +59,8 @@ class Page:
 
     def layout(self) -> None:
         self.run = gr.BrowserState("", storage_key="pxpo-run", secret="pxpo-studio")
-        self.unfinished = gr.State(False)  # whether the work under way, or cut off, wants more
+        # Whether the work under way, or cut off, wants more; None for work that failed.
+        self.unfinished = gr.State(False)
         self.ended = gr.State()  # when the last event has ended; whether paint on the canvas stays
         gr.Markdown(
             "# Paint what you want more of. Watch the model learn it.\n"
@@ -97,7 +98,9 @@ class Page:
             self.stop_button = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop")
             self.back_button = gr.Button("Back", min_width=80, elem_id="back")
             self.reset_button = gr.Button("Reset", min_width=80, elem_id="reset")
-            self.forget_button = gr.Button("Forget the wish", min_width=80, elem_id="forget")
+            self.forget_button = gr.Button(
+                "Forget the wish", scale=2, min_width=160, elem_id="forget"
+            )
         self.strength = gr.Slider(
             0.005, 0.1, Settings.strength, step=0.005, label="Strength", elem_id="strength",
             info="how far a step moves the model",
@@ -113,8 +116,9 @@ class Page:
         with gr.Row():
             self.curve = gr.Plot(show_label=False, elem_id="curve", visible=False)
             self.heat = gr.Image(
-                label="The reward on this picture: green gains, red loses", interactive=False,
+                label="The reward: green gains, red loses", interactive=False,
                 format="png", elem_id="heat", height=330, buttons=[], visible=False,
+                alt_text="the run's picture, green where the reward gains and red where it loses",
             )  # fmt: skip
 
     def layout_settings(self) -> None:
@@ -205,7 +209,8 @@ class Page:
             return events.back(run, thumbnail.index)
 
         learning = self.wire_learning(working)
-        keeping_paint = (
+        keeping_paint = (  # but for what the wish has heard
+            *learning,
             self.forget_button.click(on_page(events.forget_wish), self.run, **working),
             self.back_button.click(on_page(events.back), self.run, **working),
             self.history.select(on_page(back_to), self.run, **working),
@@ -220,9 +225,9 @@ class Page:
             self.upload.upload(on_page(events.admit), [self.upload, *new_run], **working),
         )  # fmt: skip
         self.end(keeping_paint, paint_stays=True)
-        self.end((*learning, *changing_paint), paint_stays=False)
+        self.end(changing_paint, paint_stays=False)
         self.stop_button.click(
-            None, cancels=[*learning, *keeping_paint, *changing_paint], api_visibility="private"
+            None, cancels=[*keeping_paint, *changing_paint], api_visibility="private"
         )
 
     def wire_learning(self, working: dict[str, Any]) -> tuple[Any, Any]:
@@ -232,8 +237,9 @@ class Page:
                   self.images, *refused_at]  # fmt: skip
 
         def many(count: float | None, run: str, *values: Any) -> Iterator[Shown]:
-            *chosen, drawn, waiting, strength, images, _, _ = values
-            reward, paint = self.tabs.spec(*chosen), sketch(drawn, waiting)
+            *chosen, drawn, waiting, drawn_on, strength, images, _, _ = values
+            reward = self.tabs.spec(*chosen)
+            paint = self.canvas.paint(run, drawn, waiting, drawn_on)
             return self.events.learn(int(count or 1), run, reward, paint, strength, images)
 
         def once(_: float | None, *values: Any) -> Iterator[Shown]:
@@ -242,7 +248,7 @@ class Page:
         def refuse_without_paint(*values: Any) -> list[dict[str, Any]]:
             given = dict(zip(inputs, values, strict=True))
             reward = self.tabs.spec(*(given[part] for part in self.tabs.inputs))
-            paint = sketch(*(given[part] for part in self.canvas.inputs))
+            paint = sketch(given[self.canvas.drawn], given[self.canvas.waiting])
             missing = reward.by_hand and paint is None and not self.events.wishes(given[self.run])
             return [
                 gr.validate(not (missing and part in refused_at), "Paint + or − first.")
@@ -267,7 +273,7 @@ class Page:
                         yield {**self.by_part(shown), self.unfinished: True}
                 yield {self.unfinished: False}
             except gr.Error as error:
-                yield {self.status: error.message, self.unfinished: False}
+                yield {self.status: error.message, self.unfinished: None}
                 raise
 
         return self.studio.thread.wrap(event)
@@ -284,13 +290,13 @@ class Page:
     def end(self, events: tuple[Any, ...], paint_stays: bool) -> None:
         """After each event, and also once Stop has cut it off: say so, and refresh the page."""
 
-        def ended(run: str, unfinished: bool) -> dict[Any, Any]:
+        def ended(run: str, unfinished: bool | None) -> dict[Any, Any]:
             shown = self.events.stopped(run) if unfinished else {}
             now = time.monotonic_ns()  # so that `ended` changes
             return {
                 **self.by_part(shown),
                 self.unfinished: False,
-                self.ended: (now, paint_stays or unfinished),
+                self.ended: (now, paint_stays or unfinished is not False),
             }
 
         outputs = [*self.places.values(), self.unfinished, self.ended]

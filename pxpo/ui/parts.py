@@ -36,6 +36,7 @@ CSS = """
 #history .caption-label {font-size: 0.7rem; padding: 0 0.3rem}
 #fresh {align-self: end}
 #slider {max-width: 400px; margin: 0 auto}
+#strength :is(.min_value, .max_value) {color: var(--block-info-text-color)}
 #tabs button {padding-inline: 0.5rem}
 :root {--color-accent: var(--primary-600)}
 .dark {--color-accent: var(--primary-400)}

@@ -48,7 +48,10 @@ class RewardTabs:
 
     def _fill(self, kind: RewardKind) -> None:
         if kind.by_hand:
-            gr.Markdown("The reward is what you paint on the picture.")
+            gr.Markdown(
+                "Green: more of what is under it. Red: less of it. It holds on any picture of this "
+                "run, and all that you paint adds up, until you forget it."
+            )
         for option in offered(kind):
             self.names.append((kind.name, option.name))
             self.fields.append(self._field(kind, option))
