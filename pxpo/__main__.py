@@ -184,8 +184,7 @@ def start(options: argparse.Namespace) -> int:
 def painted(run: Run, reward_map: Tensor) -> Run:
     """The run with one more map; the paper's, one for each update, are kept apart."""
     if run.reward and run.reward.exact:
-        picture = run.updates[0].shown[0].clone()  # tensors in a file share no memory
-        return replace(run, painted=(*run.painted, Painted(picture, reward_map)))
+        return replace(run, painted=(*run.painted, Painted(run.updates[0].shown[0], reward_map)))
     return paint(run, reward_map)
 
 

@@ -138,8 +138,14 @@ def _name_of(update: Update) -> str:
 
 def _common(run: Run) -> dict[str, Any]:
     """The settings that all updates had."""
-    first, *others = [update.settings.as_dict() for update in run.updates[1:] or run.updates]
-    return {name: v for name, v in first.items() if all(one[name] == v for one in others)}
+    first, *others = [_counted(update) for update in run.updates[1:] or run.updates]
+    return {name: v for name, v in first.items() if all(one.get(name) == v for one in others)}
+
+
+def _counted(update: Update) -> dict[str, Any]:
+    """The settings that made a difference: where strength says how far, no rate does."""
+    settings = update.settings.as_dict()
+    return {n: v for n, v in settings.items() if n != "learning_rate" or not settings["strength"]}
 
 
 def _taught(run: Run) -> list[str]:
@@ -148,7 +154,7 @@ def _taught(run: Run) -> list[str]:
     for (name, own), alike in groupby(
         run.updates[1:],
         lambda one: (
-            _name_of(one), {k: v for k, v in one.settings.as_dict().items() if k not in common},
+            _name_of(one), {k: v for k, v in _counted(one).items() if k not in common},
         ),
     ):  # fmt: skip
         last = number + len(list(alike)) - 1

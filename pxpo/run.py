@@ -113,7 +113,7 @@ class Run:
     def met(self) -> bool:
         """Whether what was painted has come true on all pictures that are shown."""
         by_hand = self.reward is not None and self.reward.by_hand
-        return by_hand and bool(self.updates[-1].metrics.get("met"))
+        return by_hand and bool(self.painted) and bool(self.updates[-1].metrics.get("met"))
 
     @property
     def latest(self) -> tuple[Score, ...]:

@@ -241,7 +241,8 @@ def _update_file(number: int, one: Update) -> tuple[str, dict[str, Tensor]]:
 
 def _paint_file(run: Run) -> tuple[str, dict[str, Tensor]]:
     tensors = {f"map.{number:06d}": one.paint for number, one in enumerate(run.painted)}
-    tensors |= {f"picture.{number:06d}": one.picture for number, one in enumerate(run.painted)}
+    for number, one in enumerate(run.painted):  # a file's tensors share no memory
+        tensors[f"picture.{number:06d}"] = one.picture.clone()
     return f"updates/paint-{_digest(tensors.values())}.safetensors", tensors
 
 

@@ -211,10 +211,11 @@ def _say(model: DiffusionModel, trajectory: Trajectory, step: Tensor, image: Ten
 
 
 def _spread(trajectory: Trajectory, count: int) -> tuple[Tensor, Tensor]:
-    """(P,) steps from the first to the last, and (P,) images in turn: at most `count` pairs."""
+    """(P,) steps, each from the middle of an equal share of all, and (P,) images in turn: at most
+    `count` pairs."""
     steps, images = trajectory.outputs.shape[:2]
-    pairs = min(count, steps * images)
-    return torch.linspace(0, steps - 1, pairs).round().long(), torch.arange(pairs) % images
+    pairs = torch.arange(min(count, steps * images))
+    return (2 * pairs + 1) * steps // (2 * len(pairs)), pairs % images
 
 
 @torch.no_grad()

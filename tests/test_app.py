@@ -33,7 +33,9 @@ def studio(tmp_path_factory):
     from pxpo import Segmenter, load_model
     from pxpo.studio import Studio
 
-    return Studio(load_model(device="cpu"), Segmenter(), tmp_path_factory.mktemp("runs"))
+    model = load_model(device="cpu")
+    model.defaults = {**model.defaults, "images": 2}  # half the wait
+    return Studio(model, Segmenter(), tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -379,6 +381,7 @@ def test_run_stop_and_step_again_at_once(sketch, studio):
     assert len(wish(studio)) == 1  # nothing was painted a second time
 
 
+@pytest.mark.slow
 def test_a_stop_before_the_first_update_keeps_the_strokes(page, studio):
     new_picture(page, steps=15)
     take_red(page)
@@ -428,14 +431,14 @@ def test_strength_pictures_and_a_wish_that_is_met(sketch, studio, monkeypatch):
 
     sketch.locator("#strength input[type=number]").fill("0.06")
     sketch.locator("#strength input[type=number]").press("Tab")
-    sketch.get_by_label("Pictures per step").fill("2")
+    sketch.get_by_label("Pictures per step").fill("3")
     sketch.get_by_label("Pictures per step").press("Tab")
     answers = iter([False, False, True])
     monkeypatch.setattr(Wish, "met", lambda wish, maps: next(answers))
     sketch.locator("#count input").fill("9")
     press(sketch, "run-many", "Step 2 · .*the wish is met")
     settings = run_of(studio).settings
-    assert settings.strength == 0.06 and settings.images == 2
+    assert settings.strength == 0.06 and settings.images == 3
     press(sketch, "step", "the wish is met.*or forget the wish")
     sketch.get_by_text("or forget the wish").last.wait_for(timeout=PATIENCE)
     assert run_of(studio).count == 2

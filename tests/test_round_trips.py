@@ -187,8 +187,18 @@ def test_the_card_tells_each_update_s_truth(studio, run):
     assert row(card, "more red").startswith("| 3 |") and "images `3`" in row(card, "more red")
     assert "| guidance_scale | `7.5` |" in card and "| strength |" not in card
     assert "| steps | `3` |" in card and "| noise | `own` |" in card and "`None`" not in card
-    named = [entry.name for entry in fields(Settings)]
+    named = [entry.name for entry in fields(Settings) if entry.name != "learning_rate"]
     assert all(f"| {name} | `" in card or f"{name} `" in card for name in named)
+    assert "learning_rate" not in card  # strength says how far
+
+
+def test_the_card_names_a_rate_where_the_rate_counts(studio):
+    run = finish(studio.start(**SMALL))
+    finish(studio.step(run.id, BLUE, images=2, strength=0.05))
+    finish(studio.step(run.id, RED, images=2, strength=0.0, learning_rate=0.005))
+    card = card_of(studio.lora_folder(run.id))
+    assert "learning_rate `0.005`" in row(card, "more red")
+    assert "learning_rate" not in row(card, "less blue")
 
 
 def test_a_run_by_one_reward_has_the_settings_that_taught_it(studio):
