@@ -122,23 +122,25 @@ def report(lab: Lab, changes: dict[str, Any]) -> str:
         if not lines:
             continue
         for where in ("own", "held out"):
-            cells = []
-            for word, label in (("more", case.more), ("less", case.less)):
-                by_update = [
+            cells = [
+                " → ".join(
                     spread([one[f"{word} {where}, {update}"] for one in lines])
                     for update in (0, *UPDATES)
-                ]
-                cells.append(" → ".join(by_update) if label else "")
-            if where == "own":
-                done = sum(gone(one, 8) for one in lines) if case.less else 0
-                cells.append(f"{done} of {len(lines)}" if case.less else "")
-                cells += [
-                    spread([one[f"change {place}, 8"] for one in lines], 3, 1)
-                    for place in ("in paint", "outside")
-                ]
-            else:
-                cells += ["", "", ""]
-            rows.append([f"{name}, {where}", *cells])
+                )
+                if label
+                else ""
+                for word, label in (("more", case.more), ("less", case.less))
+            ]
+            rows.append([f"{name}, {where}", *cells, *(changed(case, lines, where))])
     columns = ["share of the picture in %, updates 0 → 4 → 8", "wanted", "unwanted",
                "gone at update 8", "change of colour in the paint", "outside"]  # fmt: skip
     return table(columns, rows)
+
+
+def changed(case: Case, lines: list[dict[str, Any]], where: str) -> list[str]:
+    """How often the unwanted has gone, and the change of colour; of the own picture alone."""
+    if where != "own":
+        return ["", "", ""]
+    done = f"{sum(gone(one, 8) for one in lines)} of {len(lines)}" if case.less else ""
+    places = ("in paint", "outside")
+    return [done, *(spread([one[f"change {place}, 8"] for one in lines], 3, 1) for place in places)]
