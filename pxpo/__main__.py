@@ -24,6 +24,7 @@ from .models import DiffusionModel, best_device, load_model
 from .plots import heat_map, strip
 from .progress import Progress
 from .rewards import REWARDS, Option, Painted, RewardKind, RewardSpec, Tools, painted_map
+from .rewards.wish import MET
 from .run import Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import EXPERIMENTS, Settings, checked, kind_of, settings_for
 from .store import check_free, claim, new_folder, open_run, pack, save_run
@@ -290,7 +291,7 @@ def train(model: DiffusionModel, run: Run, tools: Tools, folder: Path) -> int:
         return 130
     write_results(run, folder, heat)
     if run.met and not spec.exact:
-        print("The wish is met: nothing that was painted red is left, nothing more to learn.")
+        print(f"Stopping here: {MET}.")
     print(f"Done: {run.count} updates, LoRA and pictures in {folder / 'lora'}")
     return 0
 

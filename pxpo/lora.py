@@ -105,16 +105,6 @@ def adapter(model: DiffusionModel, lora: Lora) -> Iterator[dict[str, Parameter]]
         model.busy = False
 
 
-@contextmanager
-def without_lora(model: DiffusionModel) -> Iterator[None]:
-    """The base model for a while, though a LoRA is attached."""
-    model.network.disable_adapters()
-    try:
-        yield
-    finally:
-        model.network.enable_adapters()
-
-
 def weights_of(parameters: dict[str, Parameter]) -> dict[str, Tensor]:
     """A copy of the parameters as plain data."""
     return {name: value.detach().float().cpu().clone() for name, value in parameters.items()}

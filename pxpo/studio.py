@@ -11,7 +11,6 @@ time: where many people call, all that computes goes through `studio.thread`.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import re
@@ -31,12 +30,13 @@ from .card import base_of, score_curve, write_folder
 from .embedded import TINY_SEGMENTER
 from .errors import RewardError, RunError
 from .hub import push
-from .lora import FILE_NAME, Lora, check_fits, without_lora
+from .lora import FILE_NAME, Lora, check_fits
 from .models import DiffusionModel
 from .plots import heat_map
 from .progress import Progress
 from .rewards import Reward, RewardSpec, Segmenter, Tools, painted_map
 from .rewards.painting import FULL
+from .rewards.wish import MET
 from .run import Run, Update, back, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import Settings, settings_for
 from .store import load_run, pack, save_run, unpack
@@ -45,10 +45,6 @@ MOST_BEGUN = 16  # beginnings in memory
 SHOWN = 3  # images on fixed noise after each update: this seed's, and two held-out ones
 MOST_UPDATES = 100  # of one run
 IN_MEMORY = 8  # runs
-MET = (
-    "the wish is met: nothing that was painted red is left, and there is nothing more to learn. "
-    "Paint something else, or forget the wish."
-)
 
 
 class ModelThread:
@@ -160,7 +156,7 @@ class Studio:
             adds = wanted.painted is not run.painted
             wanted = yield from self._judged(wanted, reward, judge, anew=adds)
             if wanted.met:
-                raise RunError(MET)
+                raise RunError(f"{MET}. Paint something else, or forget the wish.")
         wanted = yield from generate(self.model, wanted)
         maps = judge(wanted.trajectory.images)  # type: ignore[union-attr]
         return self._keep((yield from teach(self.model, wanted, reward, maps, judge)))
@@ -176,9 +172,8 @@ class Studio:
 
     def heat(self, run: Run, reward: RewardSpec) -> Image.Image:
         """What a reward says of the run's picture, laid over it; also while another run learns."""
-        with bare(self.model):
-            judge = judge_of(replace(run, reward=reward), self.model, self.tools)
-            reward_map = judge(run.picture[None])[0]
+        judge = judge_of(replace(run, reward=reward), self.model, self.tools)
+        reward_map = judge(run.picture[None])[0]
         return heat_map(run.picture, reward_map, FULL if reward.by_hand else None)
 
     def curve(self, run: Run) -> Any:
@@ -317,20 +312,6 @@ class Studio:
                 "model runs."
             )
         return replace(run, id=run_id, model_name=model)  # never a folder that it names
-
-
-@contextlib.contextmanager
-def bare(model: DiffusionModel) -> Iterator[None]:
-    """The model without the LoRA of work that is under way, between two steps of it."""
-    if not model.busy:
-        yield
-        return
-    model.busy = False
-    try:
-        with without_lora(model):
-            yield
-    finally:
-        model.busy = True
 
 
 def _placeless(model_name: str) -> str:

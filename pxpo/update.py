@@ -33,8 +33,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .errors import DivergedError, RewardError, SettingError
-from .lora import without_lora
-from .models.base import DiffusionModel, some
+from .models.base import DiffusionModel, some, without_lora
 from .progress import Progress
 from .rollout import Trajectory
 from .settings import Learning

@@ -15,8 +15,8 @@ from pxpo.lora import (
     new_lora,
     save_lora,
     weights_of,
-    without_lora,
 )
+from pxpo.models.base import without_lora
 from pxpo.progress import finish
 from pxpo.rollout import Noise, rollout
 from pxpo.settings import Sampling

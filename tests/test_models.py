@@ -7,7 +7,7 @@ from conftest import random_lora, random_pipeline
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from transformers import CLIPTokenizer
 
-from pxpo.errors import LoraError, ModelError, PxpoError, SettingError
+from pxpo.errors import ModelError, PxpoError, SettingError
 from pxpo.lora import adapter
 from pxpo.models import DiffusionModel, StableDiffusion, best_dtype, load_model
 from pxpo.models.base import is_out_of_memory
@@ -377,15 +377,14 @@ def test_features_are_the_same_each_time_whatever_else_is_drawn(model):
     assert torch.equal(torch.rand(1), expected)  # nor do they draw from what others draw from
 
 
-def test_features_leave_a_lora_out_and_are_refused_while_one_is_at_work(model):
-    never = model.features(pictures())
-    with adapter(model, random_lora(model)):
-        with pytest.raises(LoraError, match="at work with a LoRA"):
-            model.features(pictures())
-    assert torch.equal(model.features(pictures()), never)
-    with adapter(model, random_lora(model, rank=5, seed=1)):
-        pass
-    assert torch.equal(model.features(pictures()), never)
+def test_features_leave_a_lora_out_also_while_it_is_at_work(model):
+    images, never = pictures(), model.features(pictures())
+    x_t, t = torch.zeros(1, *model.latent_shape), torch.tensor([500])
+    with adapter(model, random_lora(model)), torch.no_grad():
+        with_lora = model.predict(x_t, t, model.encode(["a"]))
+        assert torch.equal(model.features(images), never)
+        assert torch.equal(model.predict(x_t, t, model.encode(["a"])), with_lora)  # back at work
+    assert torch.equal(model.features(images), never)
 
 
 @pytest.mark.parametrize("fails", ["vae", "network"])

@@ -14,8 +14,9 @@ from torch.nn import Parameter
 
 from pxpo.credit import smooth
 from pxpo.errors import DivergedError, PxpoError, RewardError, SettingError
-from pxpo.lora import adapter, new_lora, weights_of, without_lora
+from pxpo.lora import adapter, new_lora, weights_of
 from pxpo.models import DiffusionModel, StableDiffusion
+from pxpo.models.base import without_lora
 from pxpo.progress import finish
 from pxpo.rollout import Noise, Trajectory, rollout
 from pxpo.settings import Learning, Sampling

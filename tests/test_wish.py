@@ -379,6 +379,14 @@ def test_met_is_of_all_pixels_of_all_pictures(strokes, values, met):
     assert wish.met(torch.tensor(values).view(1, 2, 5)) == met
 
 
+@pytest.mark.parametrize(("side", "blamed", "met"), [(16, 1, False), (64, 4, True), (64, 5, False)])
+def test_what_is_left_blamed_counts_by_its_share_of_the_picture(side, blamed, met):
+    """A single pixel of a large latent is no reason to go on."""
+    maps = torch.zeros(1, side, side)
+    maps.view(-1)[:blamed] = -2.0
+    assert wish_of((picture("rgk"), paint("-.."))).met(maps) == met
+
+
 def test_more_is_wanted_as_soon_as_one_picture_says_so():
     reds = [(picture("rgk"), paint("-.."))]
     green = (picture("gbk"), paint("+.."))

@@ -17,7 +17,7 @@ from pxpo.studio import Studio
 
 FOLDER = Path(__file__).resolve().parents[1] / "opening"
 PROMPT, SEED = "nature landscape", 12
-STEPS = 5
+STEPS = 8
 SIDE, WIDTH = 512, 40  # pixels of the canvas, and of the brush
 STROKES = {
     (0, 255, 0, 153): [((125, 390), (290, 390))],  # on the lake
@@ -43,8 +43,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as runs:
         studio = Studio(load_model(), Segmenter(), Path(runs))
         run = finish(studio.start(prompt=PROMPT, seed=SEED))
-        for _ in range(STEPS):
-            run = finish(studio.step(run.id, RewardSpec("paint"), paint()))
+        for step in range(STEPS):  # painted once: from then on the wish stays
+            run = finish(studio.step(run.id, RewardSpec("paint"), None if step else paint()))
     shown = [update.shown[0] for update in run.updates]
     for name, image in (("before", shown[0]), ("after", shown[-1])):
         to_picture(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -158,6 +159,16 @@ class DiffusionModel(ABC):
                 yield done
                 continue
             free_memory()  # only here has the exception let go of the tensors it held
+
+
+@contextmanager
+def without_lora(model: DiffusionModel) -> Iterator[None]:
+    """The base model for a while, though a LoRA is attached."""
+    model.network.disable_adapters()
+    try:
+        yield
+    finally:
+        model.network.enable_adapters()
 
 
 def some(cond: Cond, chosen: slice | Tensor) -> Cond:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from ..errors import LoraError, ModelError, SettingError
+from ..errors import ModelError, SettingError
 from ..settings import Sampling
 from ..steps import Steps, epsilon_steps, velocity_steps
-from .base import Cond, DiffusionModel
+from .base import Cond, DiffusionModel, without_lora
 
 CONSTRUCTORS = {"epsilon": epsilon_steps, "v_prediction": velocity_steps}
 
@@ -143,8 +143,6 @@ class StableDiffusion(DiffusionModel):
 
         The noise is the same for all pictures, so that what differs is the pictures.
         """
-        if self.busy:
-            raise LoraError(f"{self.name!r} is at work with a LoRA, which its features leave out.")
         t = round(LITTLE_NOISE * self.scheduler.config.num_train_timesteps)
         alpha = self.scheduler.alphas_cumprod[t]
         noise = torch.randn(1, *self.latent_shape, generator=torch.Generator().manual_seed(0))
@@ -162,8 +160,9 @@ class StableDiffusion(DiffusionModel):
             lambda _, __, out: hidden.append(out.float().cpu())
         )
         try:
-            for _ in self.fold("decode", len(images), work):
-                pass
+            with without_lora(self) if self.busy else nullcontext():
+                for _ in self.fold("decode", len(images), work):
+                    pass
         finally:
             hook.remove()
         return torch.cat(found)

@@ -23,6 +23,9 @@ NEIGHBOURS = 16
 SHARPNESS = 0.1  # a neighbour whose cosine is smaller by this counts by 1/e
 LOUDER = 4.0  # a painted pixel counts as much as this many bare ones, a later picture's likewise
 PROBABILITIES = 1.5  # their weight beside the features, which have length 1
+LEFT = 0.001  # share of the pictures; a wish that leaves less than this blamed is met
+FILLED = 0.9  # share of the pictures; where more is wanted, a wish that fills this is met
+MET = "the wish is met: nothing that was painted red is left, and nothing more is to be learnt"
 MOST_PAINTED = 16  # painted pictures; older ones live on in what later ones took from them
 
 
@@ -89,8 +92,8 @@ class Wish:
     def met(self, maps: Tensor) -> bool:
         """Whether these maps (B, H, W) of pictures leave nothing to learn: nothing is blamed, and
         where more of something is wanted, nine tenths are that."""
-        praised = (maps >= 1).double().mean().item()
-        return not (maps <= -1).any() and (not self.wants_more or praised >= 0.9)
+        praised, blamed = ((sign * maps >= 1).double().mean().item() for sign in (1, -1))
+        return blamed < LEFT and (not self.wants_more or praised >= FILLED)
 
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The features (B, F, h, w) of images, and class probabilities (B, K, h, w); K may be 0."""

@@ -17,6 +17,7 @@ from ..lora import Lora, load_lora
 from ..plots import to_picture
 from ..progress import Progress
 from ..rewards import RewardSpec
+from ..rewards.wish import MET
 from ..run import SHOWING, Run
 from ..studio import Studio
 from .parts import CANVAS, errors_as_messages, large, refusal, served, throttled
@@ -186,7 +187,7 @@ class Events:
             f"{seconds:.1f} s",
         ]
         if run.met:
-            parts.append("the wish is met: nothing you painted red is left, nothing more to learn")
+            parts.append(MET)
         return " · ".join(parts)
 
     # What leaves the page.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from pxpo import (
     ColorReward,
@@ -28,6 +28,7 @@ from pxpo.models import StableDiffusion
 from pxpo.models.base import some
 from pxpo.settings import Settings
 from pxpo.strength import relative_change
+from tests.conftest import letters_tokenizer
 
 from .common import Lab, table
 
@@ -44,11 +45,7 @@ SMALL = {"steps": 5, "images": 2, "timesteps": 1.0}  # for models that a CPU can
 def random_model(unet: dict[str, Any], name: str) -> DiffusionModel:
     """A pipeline around a UNet of this shape; all of its weights are random."""
     torch.manual_seed(0)
-    letters = {"<|startoftext|>": 0, "<|endoftext|>": 1}
-    for letter in "abcdefghijklmnopqrstuvwxyz":
-        letters[letter] = len(letters)
-        letters[letter + "</w>"] = len(letters)
-    tokenizer = CLIPTokenizer(vocab=letters, merges=[], model_max_length=77)
+    tokenizer = letters_tokenizer(77)
     width = unet["cross_attention_dim"]
     text = CLIPTextModel(
         CLIPTextConfig(
