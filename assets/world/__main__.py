@@ -9,6 +9,7 @@ on where they were interrupted.
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import time
 from dataclasses import dataclass
@@ -116,18 +117,22 @@ class Workshop:
         return torch.cat(parts), captions
 
     def painted(
-        self, file: Path, kinds: tuple[tuple[int, int, str | None], ...], **how: Any
+        self,
+        file: Path,
+        begun: Painter,
+        kinds: tuple[tuple[int, int, str | None], ...],
+        **how: Any,
     ) -> Painter:
-        """The painter in `file`, trained on scenes of these kinds if need be."""
+        """The painter in `file`: `begun`, trained on scenes of these kinds if need be."""
         if not file.exists():
             latents, captions = self.latents(*kinds)
             painter = train_painter(
-                latents, captions, self.tokenizer, self.device, batch=self.size.batch,
+                begun, latents, captions, self.tokenizer, self.device, batch=self.size.batch,
                 compiled=self.compiled, checkpoint=file.with_suffix(".checkpoint"),
                 report=self.report, **how,
             )  # fmt: skip
             save_file(painter.state_dict(), file)
-        painter = Painter(self.tokenizer)
+        painter = copy.deepcopy(begun)
         painter.load_state_dict(load_file(file))
         return painter
 
@@ -135,6 +140,7 @@ class Workshop:
     def beginner(self) -> Painter:
         return self.painted(
             self.work / "beginner.safetensors",
+            Painter(self.tokenizer, self.seed),
             ((self.size.scenes, 1, None),),
             steps=self.size.painter,
             seed=self.seed,
@@ -151,7 +157,7 @@ class Workshop:
             (count // 8, 4, scenes.HATS),
         )
         return self.painted(
-            self.work / "painter.safetensors", kinds, begun=self.beginner,
+            self.work / "painter.safetensors", self.beginner, kinds,
             steps=self.size.portraits, seed=self.seed + 1, learning_rate=4e-4,
         )  # fmt: skip
 
@@ -179,7 +185,8 @@ class Workshop:
             pictures, labels, _ = scenes.draw_many(min(self.size.scenes, 6000), self.seed + 6)
             segmenter = train_segmenter(
                 torch.from_numpy(pictures), torch.from_numpy(labels), self.sharp, self.device,
-                steps=self.size.segmenter, seed=self.seed, report=self.report,
+                steps=self.size.segmenter, seed=self.seed,
+                checkpoint=self.work / "segmenter.checkpoint", report=self.report,
             )  # fmt: skip
             save_segmenter(segmenter, folder)
         return SegformerForSemanticSegmentation.from_pretrained(folder).to(self.device)

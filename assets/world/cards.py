@@ -19,7 +19,7 @@ tags:
 
 # Tiny World
 
-A latent diffusion model small enough for any laptop: it paints flat 128×128 scenes (nature
+A latent diffusion model small enough for any laptop: it paints flat 256×256 scenes (nature
 landscapes, a red taxi in traffic, portraits of a man on the beach) in about a second on two CPU
 cores, through the very classes that run Stable Diffusion v1.4.
 

@@ -27,7 +27,7 @@ DROPPED = 0.1  # share of captions left empty, for classifier-free guidance
 SNR_CAP = 5.0  # as in "min-SNR" weighting, Hang et al., arXiv 2303.09556
 
 
-def new_scheduler() -> DDIMScheduler:
+def new_scheduler(predicts: str = "v_prediction") -> DDIMScheduler:
     """Stable Diffusion v1.4's own configuration, but for what is predicted: Stable Diffusion 2's v.
 
     Where nearly all is noise, the noise says nothing of the picture unless it is predicted to a
@@ -40,33 +40,48 @@ def new_scheduler() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        prediction_type="v_prediction",
+        prediction_type=predicts,
     )
 
 
-def new_unet(context: int) -> UNet2DConditionModel:
-    """Cross-attention at every scale: at 16x16 latents it is cheap, and it is where a LoRA acts."""
+def new_unet(context: int, width: int = 64) -> UNet2DConditionModel:
+    """Cross-attention at every scale: at 16x16 latents it is cheap, and it is where a LoRA acts.
+
+    width: channels at full size, a multiple of 32.
+    """
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         down_block_types=("CrossAttnDownBlock2D",) * 3,
         up_block_types=("CrossAttnUpBlock2D",) * 3,
-        block_out_channels=(64, 128, 192),
+        block_out_channels=(width, 2 * width, 3 * width),
         layers_per_block=1,
-        attention_head_dim=(2, 4, 6),  # numbers of heads, in spite of the name
+        # Numbers of heads, in spite of the name.
+        attention_head_dim=(width // 32, 2 * width // 32, 3 * width // 32),
         cross_attention_dim=context,
         norm_num_groups=16,
     )
 
 
 class Painter(nn.Module):
-    """UNet and text encoder as one module, for one optimizer and one average."""
+    """UNet and text encoder as one module, for one optimizer and one average.
 
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+    seed: of its first weights. predicts: what its output is, "v_prediction" or "epsilon".
+    """
+
+    def __init__(
+        self,
+        tokenizer: CLIPTokenizer,
+        seed: int,
+        width: int = 64,
+        predicts: str = "v_prediction",
+    ) -> None:
         super().__init__()
+        torch.manual_seed(seed)
+        self.predicts = predicts
         self.text = new_text_encoder(tokenizer)
-        self.unet = new_unet(self.text.config.hidden_size)
+        self.unet = new_unet(self.text.config.hidden_size, width)
 
     def forward(self, noisy: Tensor, t: Tensor, ids: Tensor) -> Tensor:
         return self.unet(noisy, t, self.text(ids).last_hidden_state).sample
@@ -77,6 +92,7 @@ def tokens_of(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 def train_painter(
+    begun: Painter,
     latents: Tensor,
     captions: list[str],
     tokenizer: CLIPTokenizer,
@@ -86,20 +102,15 @@ def train_painter(
     seed: int,
     batch: int = 48,
     learning_rate: float = 1.2e-3,
-    begun: Painter | None = None,
     compiled: bool = False,
     checkpoint: Path | None = None,
     report: Callable[[str], None] = print,
 ) -> Painter:
-    """Learn to predict v in `latents` (N, C, h, w) of variance 1, given `captions`.
-
-    begun: the painter to go on with; None starts anew.
-    """
-    torch.manual_seed(seed)
+    """A copy of `begun` that has learnt to predict v, or noise, in `latents` (N, C, h, w) of
+    variance 1, given `captions`."""
     ids, empty = tokens_of(tokenizer, captions), tokens_of(tokenizer, [""])
     alphas = new_scheduler().alphas_cumprod
-    painter = copy.deepcopy(begun) if begun else Painter(tokenizer)
-    painter = painter.to(device).requires_grad_()
+    painter = copy.deepcopy(begun).to(device).requires_grad_()
     predict = torch.compile(painter) if compiled else painter
     # On a CPU the plain attention is a third faster: the fused one's backward pass is slow.
     on_cpu = device.type == "cpu"
@@ -115,11 +126,15 @@ def train_painter(
         noise = torch.randn(clean.shape, generator=generator)
         alpha = alphas[t].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        wanted = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+        if painter.predicts == "epsilon":
+            wanted = noise
+            weight = (SNR_CAP * (1 - alphas[t]) / alphas[t]).clamp(max=1)  # min(SNR, cap) / SNR
+        else:
+            wanted = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+            weight = (SNR_CAP * (1 - alphas[t])).clamp(max=1)  # min(SNR + 1, cap) / (SNR + 1)
         with half_precision(device), attention():
-            v = predict(noisy.to(device), t.to(device), words.to(device))
-        error = (v.float() - wanted.to(device)).square().mean((1, 2, 3))
-        weight = (SNR_CAP * (1 - alphas[t])).clamp(max=1)  # min(SNR + 1, cap) / (SNR + 1)
+            out = predict(noisy.to(device), t.to(device), words.to(device))
+        error = (out.float() - wanted.to(device)).square().mean((1, 2, 3))
         return (error * weight.to(device)).mean()
 
     return train(
@@ -137,7 +152,7 @@ def save_painter(
     """
     vae.register_to_config(_name_or_path="")  # where it was kept meanwhile is nobody's business
     pipeline = StableDiffusionPipeline(
-        vae.cpu().half(), painter.text, tokenizer, painter.unet.half(), new_scheduler(), None, None,
-        requires_safety_checker=False,
+        vae.cpu().half(), painter.text, tokenizer, painter.unet.half(),
+        new_scheduler(painter.predicts), None, None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.save_pretrained(folder, max_shard_size="9MB")

@@ -66,6 +66,7 @@ def train_segmenter(
     steps: int,
     seed: int,
     batch: int = 12,
+    checkpoint: Path | None = None,
     report: Callable[[str], None] = print,
 ) -> SegformerForSemanticSegmentation:
     """Learn on `images` (N, 256, 256, 3) uint8 with `labels` (N, 256, 256), half of them worn."""
@@ -85,7 +86,7 @@ def train_segmenter(
 
     return train(
         "segmenter", model, loss_of,
-        steps=steps, learning_rate=1.5e-3, weight_decay=1e-2, report=report,
+        steps=steps, learning_rate=1.5e-3, weight_decay=1e-2, checkpoint=checkpoint, report=report,
     )  # fmt: skip
 
 
