@@ -9,8 +9,8 @@ from transformers import CLIPTokenizer
 
 from pxpo.errors import ModelError, PxpoError, SettingError
 from pxpo.lora import adapter
-from pxpo.models import DiffusionModel, StableDiffusion, best_dtype, load_model
-from pxpo.models.base import is_out_of_memory
+from pxpo.models import DiffusionModel, StableDiffusion, best_dtype, load_model, memory
+from pxpo.models.memory import is_out_of_memory
 from pxpo.settings import Sampling, Settings
 
 
@@ -172,6 +172,68 @@ def test_fold_gives_up_when_a_single_one_does_not_fit(model):
 
     with pytest.raises(PxpoError, match="memory on cpu.*single image"):
         list(model.fold("learn", 8, work))
+
+
+def test_fold_measures_one_on_a_gpu_and_goes_on_with_as_many_as_fit(model, monkeypatch):
+    model._unmeasured = {"learn"}
+    monkeypatch.setattr(memory, "start_measuring", lambda device: 7)
+    monkeypatch.setattr(memory, "fitting", lambda device, used: {7: 4}[used])
+    assert list(model.fold("learn", 10, lambda part: None)) == [1, 5, 9, 10]
+    assert list(model.fold("learn", 10, lambda part: None)) == [4, 8, 10]  # it stays measured
+    assert list(model.fold("decode", 10, lambda part: None)) == [10]
+
+
+@pytest.mark.parametrize(
+    "gigabytes, fit",
+    [
+        ({"used": 4, "peak": 6, "reserved": 5, "idle": 15}, 6),  # (15 + 1 - 1) * 0.85 / 2
+        ({"used": 4, "peak": 6, "reserved": 4, "idle": 0.5}, 1),  # one fitted, so one does
+    ],
+)
+def test_what_fits_leaves_room_for_others(monkeypatch, gigabytes, fit):
+    numbers = {name: int(value * 2**30) for name, value in gigabytes.items()}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: numbers["peak"])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: numbers["used"])
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: numbers["reserved"])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (numbers["idle"], 24 * 2**30))
+    assert memory.fitting(torch.device("cuda"), numbers["used"]) == fit
+
+
+def test_where_a_single_one_does_not_fit_the_model_is_asked_for_a_way_that_needs_less(model):
+    done = []
+
+    def work(part):
+        if not model.network.is_gradient_checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        done.append(part)
+
+    model._largest["learn"] = 2
+    assert list(model.fold("learn", 3, work)) == [1, 2, 3]
+    assert done == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert not model.relieve("learn") and not model.relieve("sample")  # there is no other way
+    assert model.relieve("decode") and model.vae.use_tiling and not model.relieve("decode")
+
+
+def test_learning_with_less_memory_gives_the_same_gradient(model):
+    x_t, t, cond = torch.randn(2, *model.latent_shape), torch.tensor([500, 20]), model.encode(["a"])
+    cond = {name: value.expand(2, -1, -1) for name, value in cond.items()}
+    gradients, kept = [], []
+
+    def count(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with adapter(model, random_lora(model)) as parameters:
+        for _ in range(2):
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                out = model.predict(x_t, t, cond)
+            kept.append(-1)
+            gradients.append(torch.autograd.grad(out.square().sum(), list(parameters.values())))
+            model.relieve("learn")
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
+    one, other = kept.index(-1), len(kept) - 1 - kept[::-1].index(-1)
+    assert sum(kept[one + 1 : other]) < sum(kept[:one])
 
 
 def test_fold_lets_other_errors_through(model):

@@ -15,8 +15,9 @@ from torch.nn import Parameter
 from pxpo.credit import smooth
 from pxpo.errors import DivergedError, PxpoError, RewardError, SettingError
 from pxpo.lora import adapter, new_lora, weights_of
-from pxpo.models import DiffusionModel, StableDiffusion
+from pxpo.models import StableDiffusion
 from pxpo.models.base import without_lora
+from pxpo.models.memory import Folding
 from pxpo.progress import finish
 from pxpo.rollout import Noise, Trajectory, rollout
 from pxpo.settings import Learning, Sampling
@@ -39,16 +40,15 @@ def ddim(steps: int = STEPS, kind: str = "epsilon", **changes) -> Ddim:
     return Ddim.of(DDIMScheduler(**options), steps, kind=kind)
 
 
-class StandIn:
+class StandIn(Folding):
     """What `update` needs of a model, in float64, with a switch for the LoRA."""
 
-    device = torch.device("cpu")
-    fold = DiffusionModel.fold
-
     def __init__(self, parameters: dict[str, torch.Tensor], ddim: Ddim) -> None:
+        super().__init__("cpu")
         self.ddim = ddim
         self.parameters = {name: Parameter(value) for name, value in parameters.items()}
-        self.network, self.lora, self._largest = self, 1.0, {"learn": 5, "sample": 5}
+        self.network, self.lora = self, 1.0
+        self._largest |= {"learn": 5, "sample": 5}
 
     def enable_adapters(self) -> None:
         self.lora = 1.0

@@ -12,7 +12,8 @@ from diffusers import DiffusionPipeline
 
 from ..embedded import TINY_WORLD
 from ..errors import ModelError, PxpoError
-from .base import DiffusionModel, is_out_of_memory
+from .base import DiffusionModel
+from .memory import is_out_of_memory
 from .stable_diffusion import StableDiffusion
 
 FAMILIES: dict[str, type[StableDiffusion]] = {

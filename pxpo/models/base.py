@@ -1,15 +1,13 @@
 """What a family of models must give to be taught here, and what all families share.
 
 A family is a subclass of DiffusionModel: it loads and checks its pipeline, encodes prompts, makes
-one call of its network, knows its steps, and decodes. Guidance and the folding of work into memory
-are the same for all.
+one call of its network, knows its steps, and decodes. Guidance is the same for all.
 """
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -17,11 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import PxpoError, SettingError
+from ..errors import SettingError
 from ..settings import Sampling
 from ..steps import Steps
-
-logger = logging.getLogger(__name__)
+from .memory import Folding
 
 AnySampling = TypeVar("AnySampling", bound=Sampling)
 
@@ -29,7 +26,7 @@ Cond = dict[str, Tensor]
 """What the network is told besides x_t and t: tensors (B, ...) by the names the family gives."""
 
 
-class DiffusionModel(ABC):
+class DiffusionModel(Folding, ABC):
     """A frozen text-to-image model. Its own tensors never change; a LoRA comes and goes.
 
     name: where it was loaded from. device: a torch device. network: what is asked at each step, and
@@ -45,10 +42,8 @@ class DiffusionModel(ABC):
     defaults: Mapping[str, Any]
 
     def __init__(self, device: str) -> None:
-        self.device = torch.device(device)
+        super().__init__(device)
         self.busy = False
-        big = self.device.type == "cuda"
-        self._largest = {"sample": 64, "learn": 64 if big else 32, "decode": 8 if big else 16}
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> Cond:
@@ -132,34 +127,6 @@ class DiffusionModel(ABC):
             pass
         return torch.cat(images)
 
-    def fold(self, kind: str, count: int, work: Callable[[slice], None]) -> Iterator[int]:
-        """Call `work` on consecutive slices of range(count), as large as memory has allowed so far.
-
-        A slice that runs out of memory is halved and tried again, and the smaller size is
-        remembered for this `kind` of work; so `work` must leave nothing behind when it fails.
-        Yields the number done after each slice.
-        """
-        done = 0
-        while done < count:
-            size = min(self._largest[kind], count - done)
-            try:
-                work(slice(done, done + size))
-                done += size
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise PxpoError(
-                        f"Out of memory on {self.device} with a single image; close what else uses "
-                        "it, or choose a smaller model."
-                    ) from error
-                self._largest[kind] = size // 2
-                logger.warning("out of memory: going on with %d at a time", size // 2)
-            else:
-                yield done
-                continue
-            free_memory()  # only here has the exception let go of the tensors it held
-
 
 @contextmanager
 def without_lora(model: DiffusionModel) -> Iterator[None]:
@@ -174,16 +141,3 @@ def without_lora(model: DiffusionModel) -> Iterator[None]:
 def some(cond: Cond, chosen: slice | Tensor) -> Cond:
     """`cond` of some of its prompts."""
     return {name: value[chosen] for name, value in cond.items()}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA says it by type; MPS and the CPU's allocator only in words."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
-
-
-def free_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

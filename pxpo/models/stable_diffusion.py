@@ -80,6 +80,17 @@ class StableDiffusion(DiffusionModel):
         self.image_size = (h * pipeline.vae_scale_factor, w * pipeline.vae_scale_factor)
         self.defaults = TINY_WORLD_S if self._knows_few_words else DEFAULTS
 
+    def relieve(self, kind: str) -> bool:
+        """Learning: activations are computed again for the backward pass, a third more time.
+        Decoding: in tiles, whose seams are blended."""
+        if kind == "learn" and not self.network.is_gradient_checkpointing:
+            self.network.enable_gradient_checkpointing()
+            return True
+        if kind == "decode" and not self.vae.use_tiling:
+            self.vae.enable_tiling()
+            return True
+        return False
+
     @property
     def _knows_few_words(self) -> bool:
         return bool(self.tokenizer.init_kwargs.get("closed_vocabulary"))
