@@ -61,6 +61,7 @@ def arguments() -> argparse.Namespace:
     for name, kind, default, text in (
         ("model", str, None, "diffusers folder or Hub id (on a GPU Stable Diffusion v1.4)"),
         ("segmenter", str, None, "folder or Hub id (the one that fits the model)"),
+        ("clipseg", str, None, "folder or Hub id of a CLIPSeg (the usual one, if downloaded)"),
         ("runs", Path, "runs/studio", "folder where people's runs are kept (runs/studio)"),
         ("host", str, None, "address to serve on (127.0.0.1)"),
         ("port", int, None, "port to serve on (7860)"),
@@ -86,7 +87,8 @@ def main() -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     thread = ModelThread()
     model, segmenter, note = thread.call(open_models, options.model, options.segmenter)
-    studio = Studio(model, segmenter, options.runs, thread=thread)
+    usual = {"clipseg": options.clipseg} if options.clipseg else {}
+    studio = Studio(model, segmenter, options.runs, thread=thread, usual=usual)
     own_token = options.own_token or (is_local(options.host) and not options.share)
     launch(
         Page(studio, note, own_token),

@@ -104,7 +104,7 @@ def reward_curve(
             )
         axes.set_xlabel(of)
         axes.set_ylabel("mean reward per pixel (± over images)")
-        axes.set_title(title, loc="left")
+        axes.set_title(title, loc="left", parse_math=False)  # a person may have worded it
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         if len(lines) > 1:

@@ -18,7 +18,7 @@ import secrets
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -100,14 +100,15 @@ class Studio:
 
     most_bytes: what the runs may take on disk together; those left alone longest go first.
     thread: the one that the model was opened on, where that matters; else one of its own.
+    usual: as `Tools` takes it.
     """
 
     def __init__(
         self, model: DiffusionModel, segmenter: Segmenter, folder: Path, most_bytes: float = 5e9,
-        thread: ModelThread | None = None,
+        thread: ModelThread | None = None, usual: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.segmenter, self.folder = model, segmenter, Path(folder)
-        self.tools = Tools(str(model.device), segmenter)
+        self.tools = Tools(str(model.device), segmenter, usual)
         self.most_bytes, self.thread = most_bytes, thread or ModelThread()
         self._recent: OrderedDict[str, Run] = OrderedDict()
         self._begun: dict[Settings, Run] = {}
@@ -146,6 +147,11 @@ class Studio:
         if reward.exact:
             raise RewardError(
                 "here paint is a wish, which holds on any picture; exact is for the command line."
+            )
+        if not reward.declared.available(self.tools):
+            raise RewardError(
+                f"the reward {reward.kind!r} is not offered here, as its model is not on this "
+                "machine; take another, or the command line, which fetches it."
             )
         changed = {n: v for n, v in settings.items() if v is not None}
         wanted = replace(run, reward=reward, settings=self._settings(run.settings, changed))
@@ -263,11 +269,11 @@ class Studio:
         return paint(run, strokes)
 
     def _named(self, reward: RewardSpec) -> RewardSpec:
-        """The reward with the name of the segmenter here, so that another place takes the same."""
-        here = resolved(self.segmenter.name)
-        if "segmenter" not in reward.options or Path(here) == TINY_SEGMENTER:
-            return reward
-        return reward.changed(segmenter=here)
+        """The reward with the names of the models here, so that another place takes the same."""
+        here = {**self.tools.usual, "segmenter": self.segmenter.name}
+        if Path(resolved(self.segmenter.name)) == TINY_SEGMENTER:
+            del here["segmenter"]
+        return reward.changed(**{n: resolved(v) for n, v in here.items() if n in reward.options})
 
     def _folder(self, run_id: str) -> Path:
         if not re.fullmatch(r"[\w-]{16}", run_id):

@@ -528,7 +528,7 @@ def test_the_eye_beside_a_model_is_the_one_that_knows_its_pictures(segmenter, mo
     assert Tools().beside("some/model") is None and not loaded
     assert Tools().beside("some/model", "a/b") is segmenter
     assert Tools().beside(str(TINY_WORLD)) is segmenter
-    assert loaded == ["a/b", None]
+    assert loaded == ["a/b", ""]
     only = Tools(segmenter=segmenter)
     assert only.beside("some/model") is segmenter and len(loaded) == 2
     with pytest.raises(RewardError, match="'a/b', and here is only"):

@@ -17,6 +17,7 @@ for _file in (
     "color",
     "segmentation",
     "brightness",
+    "describe",
 ):
     _kind: RewardKind = import_module(f"{__name__}.{_file}").KIND
     REWARDS[_kind.name] = _kind

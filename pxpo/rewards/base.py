@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -23,16 +23,29 @@ Reward = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) in [0, 1] to reward maps (B, H, W)."""
 
 Value = str | bool | tuple[str, ...]
+Model = TypeVar("Model")
 
 
 class Tools:
-    """What a maker may need, handed to it: the device, and segmenters, loaded when first used."""
+    """What a maker may need, handed to it: the device, and models, loaded when first used."""
 
-    def __init__(self, device: str = "cpu", segmenter: Segmenter | None = None) -> None:
-        """segmenter: the only one that may be used; any is loaded by its name when None."""
-        self.device = device
+    def __init__(
+        self,
+        device: str = "cpu",
+        segmenter: Segmenter | None = None,
+        usual: Mapping[str, str] | None = None,
+    ) -> None:
+        """segmenter: the only one that may be used; any is loaded by its name when None.
+        usual: the folder or Hub id for an option (its name) that a reward leaves empty."""
+        self.device, self.usual = device, dict(usual or {})
         self._only = segmenter
-        self._loaded: dict[str, Segmenter] = {}
+        self._loaded: dict[tuple[Any, str], Any] = {}
+
+    def load(self, make: Callable[[str, str], Model], name: str) -> Model:
+        """The model that `make` makes of a name and the device; of each name once."""
+        if (make, name) not in self._loaded:
+            self._loaded[make, name] = make(name, self.device)
+        return self._loaded[make, name]
 
     def segmenter(self, name: str = "") -> Segmenter:
         """The segmenter in this folder or of this Hub id; without a name the usual one."""
@@ -45,9 +58,7 @@ class Tools:
                     "leave it out."
                 )
             return self._only
-        if name not in self._loaded:
-            self._loaded[name] = Segmenter(name or None, self.device)
-        return self._loaded[name]
+        return self.load(Segmenter, name)
 
     def beside(self, model_name: str, name: str = "") -> Segmenter | None:
         """The segmenter that knows the pictures of this model: the one named, or the only one, or
@@ -105,6 +116,7 @@ class RewardKind:
     the name of the reward for people. make: the tools and the options to the Reward. experiment:
     whose settings (settings.EXPERIMENTS) it learns with. prompt: its own default one, if not that
     experiment's. by_hand: a person paints it; `make` is for what may paint in their stead.
+    available: whether the page has it, as what it needs is on this machine.
     """
 
     name: str
@@ -116,6 +128,7 @@ class RewardKind:
     experiment: str = "color"
     prompt: str = ""
     by_hand: bool = False
+    available: Callable[[Tools], bool] = lambda tools: True
 
 
 REWARDS: dict[str, RewardKind] = {}

@@ -25,11 +25,14 @@ def spec_of(kind: str, values: dict[str, Any]) -> RewardSpec:
         if want not in (LESS, MORE):
             raise RewardError(f"want is {want!r}; it must be {LESS} or {MORE}.")
         values["more"] = want == MORE
+    for option in REWARDS[kind].options:
+        if option.path and values.get(option.name):
+            raise RewardError(f"{option.name} is chosen where the app is started; leave it out.")
     return RewardSpec(kind, values)
 
 
 class RewardTabs:
-    """One tab for each kind of reward, with what can be chosen there.
+    """One tab for each kind of reward that is available, with what can be chosen there.
 
     `inputs` are what an event needs for `spec`.
     """
@@ -41,7 +44,7 @@ class RewardTabs:
         self.names: list[tuple[str, str]] = []  # of each field: its kind's and its own
         self.fields: list[Any] = []
         with gr.Tabs(elem_id="tabs"):
-            for kind in REWARDS.values():
+            for kind in filter(lambda kind: kind.available(tools), REWARDS.values()):
                 with gr.Tab(kind.title) as self.tabs[kind.name], gr.Row():
                     self._fill(kind)
         self.inputs = [self.kind, *self.fields]
