@@ -180,7 +180,8 @@ def _by_layer(state: dict[str, Tensor]) -> tuple[Pairs, dict[str, float]]:
     try:
         state, beside = StableDiffusionXLPipeline.lora_state_dict(dict(state), unet_config=SDXL)
     except (ValueError, IndexError) as error:
-        raise LoraError(f"its names are not kohya's ({error}).") from error
+        reason = " ".join(str(error).split())
+        raise LoraError(f"its names are not kohya's ({reason}).") from error
     state = convert_unet_state_dict_to_peft({**state, **(beside or {})})
     state = {n.removeprefix(PEFT_PREFIX).removeprefix("unet."): v for n, v in state.items()}
     pairs, alphas = {}, {}

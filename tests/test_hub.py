@@ -82,6 +82,7 @@ def test_so_it_does_for_the_embedded_model(tmp_path):
 
 
 def test_the_card_says_what_a_card_must(folder, run, model_folder):
+    assert f"put `{COMFYUI_FILE}` into `models/loras`" in (folder / "README.md").read_text()
     data = ModelCard.load(folder / "README.md").data.to_dict()
     assert data["library_name"] == "diffusers" and data["instance_prompt"] == "a lake"
     assert {"lora", "pxpo", "template:sd-lora", "text-to-image"} <= set(data["tags"])
@@ -173,7 +174,10 @@ def test_a_studio_pushes_its_own_base_and_leaves_nothing_behind(
     assert ("base/unet/config.json" in hub.repos["ada/x"]) == with_base
     refused(studio.push(run.id, "eve/x", token=TOKEN, private=False, with_base=True), "belongs to")
     with zipfile.ZipFile(studio.archive(run.id)) as archive:
-        assert not [name for name in archive.namelist() if "base" in name]
+        names = archive.namelist()
+    assert {f"lora/{FILE_NAME}", f"lora/{COMFYUI_FILE}"} <= set(names)
+    assert not [name for name in names if "base" in name]
+    assert studio.admit(studio.archive(run.id)).count == run.count
 
 
 def refused(work, words: str) -> None:
