@@ -150,6 +150,7 @@ PUSHING = {
     403: "the token may not write to {repo!r}; it needs the right to write there",
     404: "there is no repository {repo!r}, or this token may not see it",
     409: "{repo!r} was changed at the same time",
+    429: "the Hub asks to slow down; wait a few minutes",
 }
 PULLING = {
     401: "the token is not valid or has expired; make a new one, or do without",
@@ -157,6 +158,7 @@ PULLING = {
     "`hf auth login`",
     404: "there is neither a file or folder {repo!r} here nor such a repository on the Hub that "
     "may be seen; correct the name or, if it is private, set HF_TOKEN or run `hf auth login`",
+    429: PUSHING[429],
 }
 """What the Hub's answers mean, by their status, and the way out."""
 
@@ -199,6 +201,4 @@ def _reason(error: BaseException, repo: str, meaning: dict[int, str]) -> str:
         status = 403 if isinstance(error, GatedRepoError) else 404
     if status in meaning:
         return f"{meaning[status].format(repo=repo)}. {again}"
-    if status == 429:
-        return f"the Hub asks to slow down; wait a few minutes. {again}"
     return f"the Hub answered {status} ({error.server_message or 'no reason given'}). {again}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,10 +88,10 @@ def save_lora(lora: Lora, folder: Path) -> Path:
 def load_lora(path: Path) -> Lora:
     """Read a LoRA of the UNet's attention: a .safetensors file, or a folder with one.
 
-    Its W + (alpha / rank) * B @ A is the file's to float rounding: of several ranks it takes the
-    largest, with zeros where others end, and several alphas, or rsLoRA's, go into B. Layers may be
-    left out; `completed` adds them. Each layer of kohya's files has its own alpha, as for kohya,
-    where diffusers 0.42 takes the commonest one for all.
+    W + (alpha / rank) * B @ A is as the file means it, to float rounding: the rank is the largest
+    of the file's, with zeros where others end, and alphas that differ, as rsLoRA's do, go into B.
+    Layers may be left out; `completed` adds them. In kohya's files each layer has its own alpha, as
+    kohya's trainer has it; diffusers 0.42 gives all of them the commonest.
 
     Raises LoraError for what cannot be read, or is more than such a LoRA.
     """
@@ -110,16 +110,14 @@ def load_lora(path: Path) -> Lora:
         ) from error
     try:
         _check(state)
-        stated = _stated_alpha(file, state, metadata)
-        return _as_one(*_by_layer(state), stated)
+        config = _config(file, state, metadata)
+        return _as_one(*_by_layer(state), config)
     except LoraError as error:
         raise LoraError(f"{str(file)!r} cannot be continued: {error}") from error
 
 
 def _check(state: dict[str, Tensor]) -> None:
     """LoraError unless there are pairs of matrices of the attention, and alphas, and no more."""
-    if not state:
-        raise LoraError("there is no LoRA in it.")
     for name, value in state.items():
         if not OURS.fullmatch(name):
             what = next(what for pattern, what in OTHERS.items() if re.search(pattern, name))
@@ -142,37 +140,41 @@ def _partner(name: str) -> str:
     return re.sub(r"(down|up|A|B)(?=\.weight$)", lambda match: other[match[0]], name)
 
 
-def _stated_alpha(
-    file: Path, state: dict[str, Tensor], metadata: dict[str, str]
-) -> Callable[[str, int], float]:
-    """The alpha of a layer of some rank by the LoraConfig in the file, or in PEFT's beside it."""
+def _config(file: Path, names: Iterable[str], metadata: dict[str, str]) -> LoraConfig | None:
+    """What the file states of its strength, or PEFT's config beside it does; None if none does."""
     where, text = "lora_adapter_metadata", metadata.get("lora_adapter_metadata") or "{}"
     try:
-        if any(name.startswith(PEFT_PREFIX) for name in state):
+        if any(name.startswith(PEFT_PREFIX) for name in names):
             where, text = PEFT_CONFIG, file.with_name(PEFT_CONFIG).read_text(encoding="utf-8")
         config = {name.removeprefix("unet."): value for name, value in json.loads(text).items()}
         alpha = float(config.get("lora_alpha", LoraConfig.lora_alpha))
-        pattern = {str(k): float(v) for k, v in (config.get("alpha_pattern") or {}).items()}
+        pattern = {layer: float(own) for layer, own in (config.get("alpha_pattern") or {}).items()}
     except OSError as error:
         raise LoraError(f"PEFT's {PEFT_CONFIG} must lie beside it ({error}).") from error
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise LoraError(f"its {where} is damaged ({error}).") from error
-    variants = {field.name for field in fields(LoraConfig) if field.metadata.get("is_lora_variant")}
-    if special := [name for name in config if name in variants and config[name]]:
-        raise LoraError(f"its {where} has {special[0]}; only a plain LoRA can be.")
-    for name, usual in (("peft_type", (None, "LORA")), ("init_lora_weights", HARMLESS)):
+    if not config:
+        return None
+    variants = [field.name for field in fields(LoraConfig) if field.metadata.get("is_lora_variant")]
+    plain = {"peft_type": (None, "LORA"), "init_lora_weights": HARMLESS}
+    plain |= {name: (None, False) for name in variants}
+    for name, usual in plain.items():
         if config.get(name) not in usual:
-            raise LoraError(f"its {name} is {config[name]!r}; only a plain LoRA can be.")
+            raise LoraError(f"its {name} is {config[name]!r}; it must be a plain LoRA.")
+    # They are regular expressions, some of which would take for ever.
     if odd := [layer for layer in pattern if not re.fullmatch(r"\^?[\w.]+", layer)]:
         raise LoraError(f"{odd[0]!r} in its alpha_pattern is not the name of a layer.")
+    rslora = bool(config.get("use_rslora"))
+    return LoraConfig(lora_alpha=alpha, alpha_pattern=pattern, use_rslora=rslora)
 
-    def stated(layer: str, rank: int) -> float:
-        if not config:
-            return float(rank)
-        own = pattern.get(get_pattern_key(list(pattern), layer), alpha)
-        return own * math.sqrt(rank) if config.get("use_rslora") else own
 
-    return stated
+def _alpha(config: LoraConfig | None, layer: str, rank: int) -> float:
+    """A layer's, as PEFT takes it; rsLoRA's scale is alpha / sqrt(rank), ours alpha / rank."""
+    if config is None:
+        return float(rank)
+    key = get_pattern_key(list(config.alpha_pattern), layer)
+    alpha = config.alpha_pattern.get(key, config.lora_alpha)
+    return alpha * math.sqrt(rank) if config.use_rslora else alpha
 
 
 def _by_layer(state: dict[str, Tensor]) -> tuple[Pairs, dict[str, float]]:
@@ -191,16 +193,20 @@ def _by_layer(state: dict[str, Tensor]) -> tuple[Pairs, dict[str, float]]:
             alphas[layer] = float(value)
         elif name.endswith(".lora_A.weight"):
             pairs[layer] = value.float(), state[_partner(name)].float()
+        elif not name.endswith(".lora_B.weight"):
+            raise LoraError(f"{name!r} is not named as by diffusers, PEFT or kohya.")
+    if not pairs:
+        raise LoraError("there is no LoRA in it.")
     return pairs, alphas
 
 
-def _as_one(pairs: Pairs, alphas: dict[str, float], stated: Callable[[str, int], float]) -> Lora:
+def _as_one(pairs: Pairs, alphas: dict[str, float], config: LoraConfig | None) -> Lora:
     """The layers brought to one rank and one alpha."""
     rank, scaled, weights = max(len(a) for a, _ in pairs.values()), {}, {}
     for layer, (a, b) in pairs.items():
         if not len(a) == b.shape[1] > 0:
             raise LoraError(f"{layer!r} has A {tuple(a.shape)} and B {tuple(b.shape)}.")
-        alpha = alphas[layer] if layer in alphas else stated(layer, len(a))
+        alpha = alphas[layer] if layer in alphas else _alpha(config, layer, len(a))
         scaled[layer] = alpha * (rank / len(a))
     alpha = scaled[layer] if len(set(scaled.values())) == 1 else float(rank)
     for layer, (a, b) in pairs.items():

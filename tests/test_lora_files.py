@@ -270,6 +270,7 @@ def test_what_is_more_than_such_a_lora_is_refused_by_its_name(model, tmp_path, n
         ({"alpha_pattern": {"(a+)+": 1}}, "not the name of a layer"),
         ({"alpha_pattern": [1]}, "damaged"),
         ({"lora_alpha": "much"}, "damaged"),
+        ({"lora_alpha": 10**400}, "damaged"),
         ({"lora_alpha": -1}, "positive number"),
     ],
 )
@@ -305,17 +306,24 @@ def test_an_alpha_that_cannot_be_is_named(model, tmp_path, alpha):
 
 
 @pytest.mark.parametrize(
-    "state",
+    ("layer", "sides", "words"),
     [
-        {"lora_unet_attn1_to_q.alpha": torch.tensor(1.0)},
-        {f"lora_unet_input_blocks_4_7_attn1_to_q.lora_{side}.weight": torch.ones(2, 2)
-         for side in ("up", "down")},
-        {f"lora_unet_middle_block_x_attn1_to_q.lora_{side}.weight": torch.ones(2, 2)
-         for side in ("up", "down")},
+        ("lora_unet_attn1_to_q", ["alpha"], "not kohya's"),
+        ("lora_unet_input_blocks_4_7_attn1_to_q", ["lora_up", "lora_down"], "not kohya's"),
+        ("lora_unet_middle_block_x_attn1_to_q", ["lora_up", "lora_down"], "not kohya's"),
+        ("unet.attn1.to_q", ["lora_up", "lora_down"], "not named as by"),
+        ("unet.attn1.to_q", ["alpha"], "no LoRA in it"),
     ],
-)  # fmt: skip
-def test_names_that_are_not_kohya_s_are_refused(tmp_path, state):
-    refused(written(tmp_path, state), "not kohya's")
+)
+def test_names_of_no_kind_are_refused(tmp_path, layer, sides, words):
+    names = [f"{layer}.{side}" + ".weight" * (side != "alpha") for side in sides]
+    shapes = {name: (1,) if name.endswith("alpha") else (2, 2) for name in names}
+    refused(written(tmp_path, {n: torch.ones(shape) for n, shape in shapes.items()}), words)
+
+
+def test_two_kinds_in_one_file_are_refused(model, tmp_path):
+    state = plain(model)
+    refused(written(tmp_path, {**kohya(state), **diffusers(state)}), "not named as by")
 
 
 @pytest.mark.parametrize("metadata", ["{", "[]", '"x"', "null"])
