@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import prediction, random_lora, random_pipeline, same_weights, with_lora
 from diffusers.utils import convert_state_dict_to_diffusers
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
 from pxpo.errors import LoraError
@@ -17,7 +17,8 @@ from pxpo.lora_files import COMFYUI_FILE, FILE_NAME, PEFT_CONFIG, PEFT_FILE, loa
 from pxpo.models.stable_diffusion import StableDiffusion
 from pxpo.progress import finish
 from pxpo.rollout import Noise, rollout
-from pxpo.settings import Sampling
+from pxpo.run import begin
+from pxpo.settings import Sampling, settings_for
 
 SAMPLING = Sampling(steps=2, guidance_scale=2.0)
 
@@ -102,15 +103,15 @@ def one_alpha(state):
 
 def written(folder, state, config=None):
     """A folder with a file of this state, and with a LoraConfig where its kind keeps it."""
-    config = config and {"r": 2, "target_modules": TARGETS, **config}
+    config = config and {**LoraConfig(r=2, target_modules=TARGETS).to_dict(), **config}
     name, metadata = FILE_NAME, None
     if any(key.startswith("base_model") for key in state):
         name = PEFT_FILE
-        (folder / PEFT_CONFIG).write_text(json.dumps({"peft_type": "LORA", **(config or {})}))
+        (folder / PEFT_CONFIG).write_text(json.dumps(config, default=list))
     elif config:
         prefix = "unet." if any(key.startswith("unet.") for key in state) else ""
         config = {prefix + key: value for key, value in config.items()}
-        metadata = {"lora_adapter_metadata": json.dumps(config)}
+        metadata = {"lora_adapter_metadata": json.dumps(config, default=list)}
     save_file({key: w.clone() for key, w in state.items()}, folder / name, metadata)
     return folder
 
@@ -125,6 +126,18 @@ def stock(folder):
     else:
         pipeline.unet.load_lora_adapter(folder, prefix=None, use_safetensors=True)
     return pipeline
+
+
+def image(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        "a b",
+        num_inference_steps=SAMPLING.steps,
+        guidance_scale=SAMPLING.guidance_scale,
+        eta=SAMPLING.eta,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    ).images
 
 
 def assert_same(model, lora, pipeline):
@@ -165,6 +178,16 @@ def test_a_file_paints_what_a_stock_pipeline_paints(model, tmp_path, kind, state
     assert_same(model, load_lora(folder), stock(folder))
     file = next(folder.glob("*.safetensors"))
     assert same_weights(load_lora(file), load_lora(folder))
+
+
+def test_a_run_begins_with_the_picture_of_its_file(model, tmp_path):
+    folder = written(tmp_path, one_alpha(some_layers(model)))
+    sampling = {name: getattr(SAMPLING, name) for name in ("steps", "guidance_scale", "eta")}
+    settings = settings_for("paint", prompt="a b", seed=0, shown=1, **sampling)
+    run = finish(begin(model, settings, load_lora(folder)))
+    ours = run.updates[0].shown.permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(ours, image(stock(folder)), atol=0.6 / 255, rtol=0)
+    assert not torch.allclose(ours, image(random_pipeline()), atol=2 / 255)
 
 
 def test_each_layer_has_the_alpha_beside_it(model, tmp_path):
@@ -333,7 +356,7 @@ def test_metadata_that_is_damaged_is_refused(model, tmp_path, metadata):
 
 
 def test_a_file_of_peft_s_without_its_config_is_refused(model, tmp_path):
-    written(tmp_path, peft(plain(model)), {})
+    written(tmp_path, peft(plain(model)))
     (tmp_path / PEFT_CONFIG).unlink()
     refused(tmp_path / PEFT_FILE, f"{PEFT_CONFIG} must lie beside it")
 
@@ -395,23 +418,8 @@ def test_a_stock_pipeline_gives_the_same_image_from_the_saved_lora(model, tmp_pa
     save_lora(lora, tmp_path)
     with adapter(model, lora):
         ours = finish(rollout(model, ["a b"], [Noise(0)], SAMPLING)).images
-    pipeline = random_pipeline()
-    pipeline.set_progress_bar_config(disable=True)
-
-    def stock():
-        return pipeline(
-            "a b",
-            num_inference_steps=SAMPLING.steps,
-            guidance_scale=SAMPLING.guidance_scale,
-            eta=SAMPLING.eta,
-            generator=torch.Generator().manual_seed(0),
-            output_type="pt",
-        ).images
-
-    without = stock()
-    pipeline.load_lora_weights(tmp_path)
-    assert torch.equal(stock(), ours)
-    assert not torch.allclose(without, ours, atol=1e-3)
+    assert torch.equal(image(stock(tmp_path)), ours)
+    assert not torch.allclose(image(random_pipeline()), ours, atol=1e-3)
 
 
 def test_kohya_s_file_paints_the_same_and_lies_beside(model, tmp_path):
