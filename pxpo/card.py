@@ -1,9 +1,9 @@
 """The folder of a finished LoRA, which stands by itself: any diffusers user can load and judge it.
 
-pytorch_lora_weights.safetensors    what was learnt, in diffusers' format
-lora_comfyui_a1111.safetensors      the same by kohya's names, for ComfyUI and A1111
-README.md                           the model card, with the code that loads it
-run.json                            each update's reward, settings and numbers; versions
+pytorch_lora_weights.safetensors   what was learnt, in diffusers' format
+lora_comfyui_a1111.safetensors     the same by kohya's names, for ComfyUI and A1111
+README.md                          the model card, with the code that loads it
+run.json                           each update's reward, settings and numbers; versions
 before.png, after.png, strip.png, reward.png
 """
 
