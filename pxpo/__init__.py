@@ -25,7 +25,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 from .errors import PxpoError
-from .lora import Lora, adapter, load_lora, new_lora, save_lora
+from .lora import Lora, adapter, completed, new_lora
+from .lora_files import load_lora, save_lora
 from .models import DiffusionModel, load_model
 from .progress import Progress, finish
 from .rewards import (
@@ -63,8 +64,8 @@ __version__ = "0.1.0"
 __all__ = [
     "EXPERIMENTS", "REWARDS", "ColorReward", "DiffusionModel", "Lora", "Noise", "Progress",
     "PxpoError", "RewardSpec", "Run", "Score", "SegmentReward", "Segmenter", "Settings", "Tools",
-    "Trajectory", "Update", "Wish", "adapter", "annotate", "back", "begin", "finish", "generate",
-    "judge_of", "learn", "load_lora", "load_model", "load_run", "new_lora", "paint",
+    "Trajectory", "Update", "Wish", "adapter", "annotate", "back", "begin", "completed", "finish",
+    "generate", "judge_of", "learn", "load_lora", "load_model", "load_run", "new_lora", "paint",
     "paint_by_label", "painted_map", "rollout", "save_lora", "save_run", "scored", "settings_for",
     "teach", "update",
 ]  # fmt: skip

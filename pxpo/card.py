@@ -1,6 +1,7 @@
 """The folder of a finished LoRA, which stands by itself: any diffusers user can load and judge it.
 
 pytorch_lora_weights.safetensors   what was learnt, in diffusers' format
+lora_comfyui_a1111.safetensors     the same by kohya's names, for ComfyUI and A1111
 README.md                          the model card, with the code that loads it
 run.json                           each update's reward, settings and numbers; versions
 before.png, after.png, strip.png, reward.png
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from .embedded import TINY_WORLD
-from .lora import save_lora
+from .lora_files import COMFYUI_FILE, save_lora
 from .plots import evolution, reward_curve, to_picture
 from .run import Run, Update, shown_noise
 
@@ -53,6 +54,9 @@ learning (PXPO, [arXiv 2404.04356](https://arxiv.org/abs/2404.04356)) on the pro
 ```
 
 This is `after.png`, on the machine that made it bit for bit if the UNet ran in float32.{where}
+
+For ComfyUI put `{comfyui}` into `models/loras`, for A1111 into `models/Lora`, and choose it with a
+checkpoint of {base}.
 
 ## What taught it
 
@@ -188,6 +192,7 @@ def _card(run: Run, folder: Path, repo: str, curve: bool, with_base: bool) -> st
         rewards="; ".join(rewards) or "none yet",
         curve="\n![The reward by update, ± over images](reward.png)\n" if curve else "",
         code=_code(run, repo or str(folder), base, with_base),
+        comfyui=COMFYUI_FILE,
         where="" if base.hub or with_base else ELSEWHERE.format(base=base.name),
         taught="\n".join(_taught(run)),
         settings="\n".join(f"| {name} | `{value}` |" for name, value in _common(run).items()),

@@ -14,16 +14,20 @@ from pathlib import Path
 import httpx2
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
 
 from .errors import HubError
-from .lora import FILE_NAME, Lora, load_lora
+from .lora import Lora
+from .lora_files import FILE_NAME, PEFT_CONFIG, PEFT_FILE, load_lora
 from .progress import Progress
 
 ENDPOINT: str | None = None
@@ -98,8 +102,23 @@ def pull(source: str, *, token: str | None = None) -> Lora:
     """A LoRA to go on with, from a file, a folder, or a repository on the Hub; safetensors only."""
     if Path(source).exists():
         return load_lora(Path(source))
-    with explained(source):
-        return load_lora(Path(HfApi(ENDPOINT, token).hf_hub_download(source, FILE_NAME)))
+    if source.count("/") != 1 or source.endswith(".safetensors"):
+        raise HubError(
+            f"there is no file or folder {source!r}; give the path of a LoRA, or OWNER/NAME on "
+            "the Hub."
+        )
+    with explained(source, PULLING):
+        file = _fetched(HfApi(ENDPOINT, token), source)
+    return load_lora(file)
+
+
+def _fetched(api: HfApi, repo: str) -> Path:
+    """The LoRA in a repository: diffusers' file, or else PEFT's, with its config beside it."""
+    try:
+        return Path(api.hf_hub_download(repo, FILE_NAME))
+    except RemoteEntryNotFoundError:
+        api.hf_hub_download(repo, PEFT_CONFIG)
+        return Path(api.hf_hub_download(repo, PEFT_FILE))
 
 
 def _check_owner(api: HfApi, repo: str) -> None:
@@ -126,10 +145,27 @@ def _check_free(api: HfApi, repo: str) -> None:
         )
 
 
+PUSHING = {
+    401: "the token is not valid or has expired; make a new one with write access",
+    403: "the token may not write to {repo!r}; it needs the right to write there",
+    404: "there is no repository {repo!r}, or this token may not see it",
+    409: "{repo!r} was changed at the same time",
+    429: "the Hub asks to slow down; wait a few minutes",
+}
+PULLING = {
+    401: "the token is not valid or has expired; make a new one, or do without",
+    403: "{repo!r} is gated or private; ask for access on its page, and sign in with HF_TOKEN or "
+    "`hf auth login`",
+    404: "there is neither a file or folder {repo!r} here nor such a repository on the Hub that "
+    "may be seen; correct the name or, if it is private, set HF_TOKEN or run `hf auth login`",
+    429: PUSHING[429],
+}
+"""What the Hub's answers mean, by their status, and the way out."""
+
+
 @contextmanager
-def explained(repo: str) -> Iterator[None]:
+def explained(repo: str, meaning: dict[int, str] = PUSHING) -> Iterator[None]:
     """The Hub's errors as HubErrors."""
-    again = "The LoRA is still on disk: push again."
     try:
         yield
     except HFValidationError as error:
@@ -141,18 +177,28 @@ def explained(repo: str) -> Iterator[None]:
         raise HubError(
             "there is no token; sign in, set HF_TOKEN, or run `hf auth login`, and push again."
         ) from error
-    except OfflineModeIsEnabled as error:
-        raise HubError(f"HF_HUB_OFFLINE is set; unset it. {again}") from error
-    except RepositoryNotFoundError as error:
-        raise HubError(f"there is no repository {repo!r}, or this token may not see it.") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        reason = {
-            401: "the token is not valid or has expired; make a new one with write access",
-            403: f"the token may not write to {repo!r}; it needs the right to write there",
-            409: f"{repo!r} was changed at the same time",
-            429: "the Hub asks to slow down; wait a few minutes",
-        }.get(status, f"the Hub answered {status} ({error.server_message or 'no reason given'})")
-        raise HubError(f"{reason}. {again}") from error
+    except RemoteEntryNotFoundError as error:
+        raise HubError(
+            f"{repo!r} has neither {FILE_NAME} nor {PEFT_FILE} with {PEFT_CONFIG}; download the "
+            "file you mean, and give its path."
+        ) from error
+    except LocalEntryNotFoundError as error:  # not in the cache either: why not fetched?
+        raise HubError(_reason(error.__cause__ or error, repo, meaning)) from error
     except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
-        raise HubError(f"the Hub cannot be reached ({error}). {again}") from error
+        raise HubError(_reason(error, repo, meaning)) from error
+
+
+def _reason(error: BaseException, repo: str, meaning: dict[int, str]) -> str:
+    pulling = meaning is PULLING
+    again = "Then pull again." if pulling else "The LoRA is still on disk: push again."
+    if isinstance(error, OfflineModeIsEnabled):
+        here = f", and {repo!r} is not in the cache" if pulling else ""
+        return f"HF_HUB_OFFLINE is set{here}; unset it. {again}"
+    if not isinstance(error, HfHubHTTPError):
+        return f"the Hub cannot be reached ({error}). {again}"
+    status = error.response.status_code
+    if isinstance(error, RepositoryNotFoundError):  # also 401 where there is no token
+        status = 403 if isinstance(error, GatedRepoError) else 404
+    if status in meaning:
+        return f"{meaning[status].format(repo=repo)}. {again}"
+    return f"the Hub answered {status} ({error.server_message or 'no reason given'}). {again}"

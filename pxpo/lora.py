@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
-from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 from peft import LoraConfig
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import Linear, Parameter
 
@@ -26,8 +20,8 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 MOST_RANK = 512
 
-FILE_NAME = "pytorch_lora_weights.safetensors"
-_ADAPTER = "default"
+ADAPTER = "default"
+"""PEFT's name of ours, which is in the names of its parameters."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +66,32 @@ def new_lora(model: DiffusionModel, rank: int, seed: int) -> Lora:
     return Lora(rank, float(rank), weights)
 
 
+def completed(model: DiffusionModel, lora: Lora, seed: int) -> Lora:
+    """`lora` for all layers of `model`, all of its ranks able to learn; the picture is the same.
+
+    Layers that it leaves out, and ranks whose row of A and column of B are zero, could not learn:
+    they become those of `new_lora`, which change nothing yet. Raises LoraError for a LoRA of
+    another base.
+    """
+    new = new_lora(model, lora.rank, seed).weights
+    weights = new | lora.weights
+    check_fits(model, replace(lora, weights=weights))
+    for name in new:
+        if ".lora_A." in name:
+            a, b = weights[name], weights[name.replace(".lora_A.", ".lora_B.")]
+            unused = ~(a.any(1) | b.any(0))  # (rank,)
+            weights[name] = torch.where(unused[:, None], new[name], a)
+    return replace(lora, weights=weights)
+
+
 def _shapes(model: DiffusionModel, rank: int) -> dict[str, tuple[int, int]]:
     """The matrices of a LoRA for this model, in the order of its layers."""
     shapes = {}
     for name, module in model.network.named_modules():
         name = name.removesuffix(".base_layer")  # its name while another LoRA is attached
         if isinstance(module, Linear) and name.endswith(TARGETS):
-            shapes[f"{name}.lora_A.{_ADAPTER}.weight"] = (rank, module.in_features)
-            shapes[f"{name}.lora_B.{_ADAPTER}.weight"] = (module.out_features, rank)
+            shapes[f"{name}.lora_A.{ADAPTER}.weight"] = (rank, module.in_features)
+            shapes[f"{name}.lora_B.{ADAPTER}.weight"] = (module.out_features, rank)
     return shapes
 
 
@@ -113,17 +125,18 @@ def weights_of(parameters: dict[str, Parameter]) -> dict[str, Tensor]:
 def check_fits(model: DiffusionModel, lora: Lora) -> None:
     """LoraError where the matrices of `lora` are not those that `model` wants."""
     shapes = _shapes(model, lora.rank)
-    if odd := sorted(shapes.keys() ^ lora.weights.keys()):
-        raise LoraError(
-            f"The LoRA does not fit {model.name!r}: {len(odd)} of its matrices have no partner, "
-            f"the first is {odd[0]!r}. It was made for another base model."
-        )
-    for name, shape in shapes.items():
-        if lora.weights[name].shape != shape:
+    for name, weight in lora.weights.items():
+        if name not in shapes or weight.shape != shapes[name]:
+            wants = f"wants {shapes[name]}" if name in shapes else "has no such layer"
             raise LoraError(
-                f"The LoRA does not fit {model.name!r}: {name} is "
-                f"{tuple(lora.weights[name].shape)}, the model wants {shape}."
+                f"The LoRA does not fit {model.name!r}: {name} is {tuple(weight.shape)}, the model "
+                f"{wants}. It was made for another base model."
             )
+    if missing := [name for name in shapes if name not in lora.weights]:
+        raise LoraError(
+            f"The LoRA does not fit {model.name!r} yet: it leaves out {missing[0]}; `completed` "
+            "adds what is missing."
+        )
 
 
 def _activate(model: DiffusionModel, lora: Lora) -> dict[str, Parameter]:
@@ -142,12 +155,12 @@ def _attach(model: DiffusionModel, rank: int, alpha: float) -> dict[str, Paramet
 
     The bare model is left where that fails (for want of memory, say), and not half a LoRA.
     """
-    present = getattr(model.network, "peft_config", {}).get(_ADAPTER)
+    present = getattr(model.network, "peft_config", {}).get(ADAPTER)
     if present is None or (present.r, present.lora_alpha) != (rank, alpha):
         try:
             if present is not None:
-                model.network.delete_adapters(_ADAPTER)
-            model.network.add_adapter(_config(rank, alpha), _ADAPTER)
+                model.network.delete_adapters(ADAPTER)
+            model.network.add_adapter(lora_config(rank, alpha), ADAPTER)
         except BaseException:
             model.network.unload_lora()
             raise
@@ -159,64 +172,10 @@ def _attach(model: DiffusionModel, rank: int, alpha: float) -> dict[str, Paramet
     return parameters
 
 
-def _config(rank: int, alpha: float) -> LoraConfig:
+def lora_config(rank: int, alpha: float) -> LoraConfig:
+    """PEFT's words for such a LoRA."""
     return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS))
 
 
 def _parameters(model: DiffusionModel) -> dict[str, Parameter]:
     return {name: p for name, p in model.network.named_parameters() if ".lora_" in name}
-
-
-def save_lora(lora: Lora, folder: Path) -> Path:
-    """Write `folder`/pytorch_lora_weights.safetensors in diffusers' format, for stock pipelines."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name.replace(f".{_ADAPTER}.", "."): w for name, w in lora.weights.items()}
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(state),
-        unet_lora_adapter_metadata=_config(lora.rank, lora.alpha).to_dict(),
-    )
-    return folder / FILE_NAME
-
-
-def load_lora(path: Path) -> Lora:
-    """Read a LoRA of the UNet's attention from a .safetensors file or a folder that holds one."""
-    path = Path(path)
-    file = path / FILE_NAME if path.is_dir() else path
-    try:
-        state = load_file(file)
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise LoraError(
-            f"No LoRA can be read from {str(path)!r} ({error}); it must be a folder with "
-            f"{FILE_NAME} in it, or a .safetensors file."
-        ) from error
-    others = sorted(name for name in state if not name.startswith("unet."))
-    if others:
-        raise LoraError(
-            f"The LoRA in {str(file)!r} changes more than the UNet ({others[0]!r}); only LoRAs of "
-            "the UNet's attention can be continued."
-        )
-    state = {name.removeprefix("unet."): value for name, value in state.items()}
-    state = convert_unet_state_dict_to_peft(state)
-    weights = {
-        name.replace(".weight", f".{_ADAPTER}.weight"): value.float()
-        for name, value in state.items()
-        if not name.endswith(".alpha")
-    }
-    ranks = {value.shape[0] for name, value in weights.items() if ".lora_A." in name}
-    if len(ranks) != 1:
-        raise LoraError(
-            f"The LoRA in {str(file)!r} has the ranks {sorted(ranks)}; it must have one."
-        )
-    rank = ranks.pop()
-    alphas = {value.item() for name, value in state.items() if name.endswith(".alpha")}
-    if "lora_adapter_metadata" in metadata:
-        alphas.add(json.loads(metadata["lora_adapter_metadata"]).get("unet.lora_alpha", rank))
-    if len(alphas) > 1:
-        raise LoraError(
-            f"The LoRA in {str(file)!r} has the alphas {sorted(alphas)}; it must have one."
-        )
-    return Lora(rank, float(alphas.pop() if alphas else rank), weights)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .credit import downsample, latent_credit
 from .errors import RewardError, RunError
-from .lora import Lora, adapter, new_lora, weights_of
+from .lora import Lora, adapter, completed, new_lora, weights_of
 from .models import DiffusionModel
 from .progress import Progress
 from .rewards import Painted, Reward, RewardSpec, Tools, Wish, add_paint
@@ -134,7 +134,10 @@ def begin(
     What the settings leave open becomes the model's own.
     """
     settings = model.filled(settings)
-    lora = lora or new_lora(model, settings.rank, settings.seed)
+    if lora:
+        lora = completed(model, lora, settings.seed)
+    else:
+        lora = new_lora(model, settings.rank, settings.seed)
     with adapter(model, lora):
         shown, own = yield from _show(model, settings)
     nothing = torch.zeros(0, *model.latent_shape[1:])

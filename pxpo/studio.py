@@ -30,7 +30,8 @@ from .card import base_of, score_curve, write_folder
 from .embedded import TINY_SEGMENTER
 from .errors import RewardError, RunError
 from .hub import push
-from .lora import FILE_NAME, Lora, check_fits
+from .lora import Lora, check_fits
+from .lora_files import FILE_NAME
 from .models import DiffusionModel
 from .plots import heat_map
 from .progress import Progress

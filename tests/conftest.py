@@ -23,7 +23,7 @@ from transformers import (
     SegformerForSemanticSegmentation,
 )
 
-from pxpo.lora import Lora, new_lora
+from pxpo.lora import Lora, adapter, new_lora
 from pxpo.models import DiffusionModel, load_model
 from pxpo.rewards import Segmenter
 
@@ -80,6 +80,23 @@ def random_lora(model: DiffusionModel, rank: int = 2, seed: int = 0) -> Lora:
         for name, weight in lora.weights.items()
     }
     return replace(lora, weights=weights)
+
+
+@torch.no_grad()
+def prediction(model) -> torch.Tensor:
+    x_t = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+    return model.predict(x_t, torch.tensor([300]), model.encode(["a"]))
+
+
+def with_lora(model, lora: Lora) -> torch.Tensor:
+    with adapter(model, lora):
+        return prediction(model)
+
+
+def same_weights(one: Lora, other: Lora) -> bool:
+    return one.weights.keys() == other.weights.keys() and all(
+        torch.equal(one.weights[name], other.weights[name]) for name in one.weights
+    )
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ ERRORS = {404: "RepoNotFound"}
 
 class Hub(ThreadingHTTPServer):
     """tokens: user names by token. repos: files by path, by repository. faults: what the next
-    request whose path holds the key is answered with: a status, or "drop" to hang up."""
+    request whose path holds the key is answered with: a status, a status and the Hub's own name
+    for it ("403 GatedRepo"), or "drop" to hang up."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -50,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, content in headers.items():
             self.send_header(name.replace("_", "-"), content)
-        if status in ERRORS:
+        if status in ERRORS and "X_Error_Code" not in headers:
             self.send_header("X-Error-Code", ERRORS[status])
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Content-Type", "application/json")
@@ -71,7 +72,9 @@ class Handler(BaseHTTPRequestHandler):
                     self.close_connection = True
                     self.connection.close()
                     return
-                self.answer(int(fault), {"error": "as the test wants it"})
+                status, *code = str(fault).split()
+                headers = {"X_Error_Code": code[0]} if code else {}
+                self.answer(int(status), {"error": "as the test wants it"}, **headers)
                 return
         for pattern, method in ROUTES.items():
             if match := re.fullmatch(pattern, path):
@@ -132,7 +135,8 @@ class Handler(BaseHTTPRequestHandler):
     def resolve(self, _: bytes, repo: str, path: str) -> None:
         content = self.server.repos.get(repo, {}).get(path)
         if content is None:
-            self.answer(404)
+            known = repo in self.server.repos
+            self.answer(404, X_Error_Code="EntryNotFound" if known else "RepoNotFound")
             return
         tag = hashlib.sha256(content).hexdigest()
         self.answer(200, content, ETag=f'"{tag}"', X_Repo_Commit="1" * 40)

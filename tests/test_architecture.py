@@ -13,7 +13,7 @@ LAYERS = [
     {"steps", "credit", "strength"},
     {"models"},
     {"lora", "rollout"},
-    {"update"},
+    {"lora_files", "update"},
     {"rewards"},
     {"run"},
     {"store", "plots", "hub"},

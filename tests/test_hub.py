@@ -14,12 +14,14 @@ from conftest import random_lora
 from hub_server import Hub
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import save as safetensors
 
 from pxpo import RewardSpec, begin, finish, generate, load_model, settings_for, teach
 from pxpo.card import base_of, write_folder
 from pxpo.embedded import TINY_WORLD
 from pxpo.errors import HubError, LoraError
 from pxpo.hub import pull, push
+from pxpo.lora_files import COMFYUI_FILE, FILE_NAME, PEFT_CONFIG, PEFT_FILE
 from pxpo.studio import Studio
 
 TOKEN, READER = "hf_writer", "hf_reader"
@@ -80,6 +82,7 @@ def test_so_it_does_for_the_embedded_model(tmp_path):
 
 
 def test_the_card_says_what_a_card_must(folder, run, model_folder):
+    assert f"put `{COMFYUI_FILE}` into `models/loras`" in (folder / "README.md").read_text()
     data = ModelCard.load(folder / "README.md").data.to_dict()
     assert data["library_name"] == "diffusers" and data["instance_prompt"] == "a lake"
     assert {"lora", "pxpo", "template:sd-lora", "text-to-image"} <= set(data["tags"])
@@ -171,7 +174,10 @@ def test_a_studio_pushes_its_own_base_and_leaves_nothing_behind(
     assert ("base/unet/config.json" in hub.repos["ada/x"]) == with_base
     refused(studio.push(run.id, "eve/x", token=TOKEN, private=False, with_base=True), "belongs to")
     with zipfile.ZipFile(studio.archive(run.id)) as archive:
-        assert not [name for name in archive.namelist() if "base" in name]
+        names = archive.namelist()
+    assert {f"lora/{FILE_NAME}", f"lora/{COMFYUI_FILE}"} <= set(names)
+    assert not [name for name in names if "base" in name]
+    assert studio.admit(studio.archive(run.id)).count == run.count
 
 
 def refused(work, words: str) -> None:
@@ -233,15 +239,76 @@ def test_a_hub_that_is_not_there(folder, monkeypatch):
     refused(push(folder, "ada/x", token=TOKEN), "cannot be reached")
 
 
-def test_what_is_pushed_can_be_pulled_and_gone_on_with(hub, folder, run, tmp_path, monkeypatch):
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty one of the Hub's client."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def test_what_is_pushed_can_be_pulled_and_gone_on_with(hub, folder, run, cache):
     finish(push(folder, "ada/x", token=TOKEN))
+    assert {FILE_NAME, COMFYUI_FILE} <= set(hub.repos["ada/x"])
     lora = pull("ada/x", token=TOKEN)
     assert lora.rank == 2
     assert all(torch.equal(lora.weights[name], w) for name, w in run.lora.weights.items())
-    with pytest.raises(HubError, match="no repository"):
-        pull("ada/nothing", token=TOKEN)
-    hub.repos["ada/x"]["pytorch_lora_weights.safetensors"] = b"not a LoRA"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "other-cache"))
+
+
+def test_a_repository_of_peft_s_is_pulled_with_its_config(hub, model, cache):
+    state = {
+        f"base_model.model.{name.replace('.default', '')}": w
+        for name, w in random_lora(model).weights.items()
+    }
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6}
+    files = {PEFT_FILE: safetensors(state), PEFT_CONFIG: json.dumps(config).encode()}
+    hub.repos["ada/peft"] = files
+    assert pull("ada/peft", token=TOKEN).alpha == 6
+
+
+def test_what_lies_on_the_hub_may_be_no_lora(hub, cache):
+    hub.repos["ada/x"] = {FILE_NAME: b"not a LoRA"}
     with pytest.raises(LoraError, match="No LoRA can be read"):
         pull("ada/x", token=TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("source", "fault", "words"),
+    [
+        ("runs/nothing/lora", None, "no file or folder.*give the path"),
+        ("runs/lora.safetensors", None, "no file or folder.*give the path"),
+        ("nothing", None, "no file or folder.*OWNER/NAME"),
+        ("https://huggingface.co/ada/x", None, "no file or folder.*OWNER/NAME"),
+        ("ada/a b", None, "not the name of a repository.*OWNER/NAME"),
+        ("ada/nothing", None, "neither a file or folder 'ada/nothing' here nor.*correct the name"),
+        ("ada/x", "401 RepoNotFound", "neither a file or folder.*HF_TOKEN"),
+        ("ada/x", 401, "token is not valid.*make a new one"),
+        ("ada/x", 403, "gated or private; ask for access"),
+        ("ada/x", "403 GatedRepo", "gated or private; ask for access"),
+        ("ada/x", 429, "slow down; wait a few minutes"),
+        ("ada/x", 500, "answered 500"),
+        ("ada/x", "drop", "cannot be reached"),
+        ("ada/empty", None, f"neither {FILE_NAME} nor {PEFT_FILE}.*give its path"),
+    ],
+)
+def test_why_nothing_was_pulled(hub, cache, source, fault, words):
+    hub.repos |= {"ada/x": {FILE_NAME: b""}, "ada/empty": {"README.md": b""}}
+    if fault:
+        hub.faults["resolve"] = fault
+    not_pulled(source, words)
+
+
+def test_nothing_is_pulled_while_offline(cache, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    not_pulled("ada/x", "HF_HUB_OFFLINE is set, and 'ada/x' is not in the cache; unset it")
+
+
+def test_nothing_is_pulled_from_a_hub_that_is_not_there(cache, monkeypatch):
+    monkeypatch.setattr("pxpo.hub.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    not_pulled("ada/x", "cannot be reached")
+
+
+def not_pulled(source: str, words: str) -> None:
+    with pytest.raises(HubError, match=words) as refusal:
+        pull(source, token=TOKEN)
+    message = str(refusal.value)
+    assert TOKEN not in message and "push" not in message and "\n" not in message

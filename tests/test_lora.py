@@ -2,43 +2,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import random_lora, random_pipeline
-from safetensors.torch import load_file, save_file
+from conftest import prediction, random_lora, same_weights, with_lora
 
 from pxpo.errors import LoraError
-from pxpo.lora import (
-    FILE_NAME,
-    TARGETS,
-    Lora,
-    adapter,
-    load_lora,
-    new_lora,
-    save_lora,
-    weights_of,
-)
+from pxpo.lora import TARGETS, Lora, adapter, completed, new_lora, weights_of
 from pxpo.models.base import without_lora
-from pxpo.progress import finish
 from pxpo.rollout import Noise, rollout
 from pxpo.settings import Sampling
 
 SAMPLING = Sampling(steps=2, guidance_scale=2.0)
-
-
-@torch.no_grad()
-def prediction(model) -> torch.Tensor:
-    x_t = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
-    return model.predict(x_t, torch.tensor([300]), model.encode(["a"]))
-
-
-def with_lora(model, lora: Lora) -> torch.Tensor:
-    with adapter(model, lora):
-        return prediction(model)
-
-
-def same_weights(one: Lora, other: Lora) -> bool:
-    return one.weights.keys() == other.weights.keys() and all(
-        torch.equal(one.weights[name], other.weights[name]) for name in one.weights
-    )
 
 
 @pytest.fixture
@@ -170,50 +142,45 @@ def test_the_lora_itself_is_never_changed(model):
         assert torch.equal(copy[name], weight)
 
 
-@pytest.mark.parametrize("alpha", [2.0, 5.0])
-def test_saving_and_loading_is_exact(model, tmp_path, alpha):
-    lora = replace(random_lora(model), alpha=alpha)
-    file = save_lora(lora, tmp_path / "new" / "folder")
-    assert file == tmp_path / "new" / "folder" / FILE_NAME
-    for path in (file, file.parent):
-        loaded = load_lora(path)
-        assert (loaded.rank, loaded.alpha) == (lora.rank, lora.alpha)
-        assert same_weights(loaded, lora)
-        assert all(weight.dtype == torch.float32 for weight in loaded.weights.values())
-
-
-@pytest.mark.parametrize("alpha", [2.0, 5.0])
-def test_a_stock_pipeline_gives_the_same_image_from_the_saved_lora(model, tmp_path, alpha):
-    lora = replace(random_lora(model), alpha=alpha)
-    save_lora(lora, tmp_path)
-    with adapter(model, lora):
-        ours = finish(rollout(model, ["a b"], [Noise(0)], SAMPLING)).images
-    pipeline = random_pipeline()
-    pipeline.set_progress_bar_config(disable=True)
-
-    def stock():
-        return pipeline(
-            "a b",
-            num_inference_steps=SAMPLING.steps,
-            guidance_scale=SAMPLING.guidance_scale,
-            eta=SAMPLING.eta,
-            generator=torch.Generator().manual_seed(0),
-            output_type="pt",
-        ).images
-
-    without = stock()
-    pipeline.load_lora_weights(tmp_path)
-    assert torch.equal(stock(), ours)
-    assert not torch.allclose(without, ours, atol=1e-3)
-
-
 def test_a_lora_whose_matrices_have_other_shapes_is_refused(model, base):
     lora = random_lora(model)
     name = next(iter(lora.weights))
     wrong = replace(lora, weights={**lora.weights, name: torch.zeros(2, 7)})
-    with pytest.raises(LoraError, match=r"does not fit.*\(2, 7\), the model wants \(2, \d+\)"):
+    with pytest.raises(LoraError, match=r"\(2, 7\), the model wants \(2, \d+\).*another base"):
         with_lora(model, wrong)
+    with pytest.raises(LoraError, match=r"\(2, 7\), the model wants \(2, \d+\).*another base"):
+        completed(model, wrong, 0)
     assert torch.equal(prediction(model), base)
+
+
+def test_what_a_lora_leaves_out_is_added_and_can_learn(model):
+    """All layers but one, and of that one the last rank."""
+    whole = random_lora(model, 3)
+    a, b = list(whole.weights)[:2]
+    part = {a: whole.weights[a].clone(), b: whole.weights[b].clone()}
+    part[a][2], part[b][:, 2] = 0, 0
+    with pytest.raises(LoraError, match="leaves out .*`completed` adds"):
+        with_lora(model, replace(whole, weights=part))
+    lora = completed(model, replace(whole, weights=part), seed=0)
+    assert torch.equal(lora.weights[a][:2], part[a][:2]) and lora.weights[a].all()
+    zeros = {name: torch.zeros_like(w) for name, w in whole.weights.items()}
+    torch.testing.assert_close(
+        with_lora(model, lora), with_lora(model, replace(whole, weights=zeros | part))
+    )
+    x_t, cond = torch.ones(1, 4, 8, 8), model.encode(["a"])
+    with adapter(model, lora) as parameters:
+        model.predict(x_t, torch.tensor([5]), cond).square().sum().backward()
+        assert all(p.grad.any(0).all() for name, p in parameters.items() if "lora_B" in name)
+    assert same_weights(completed(model, replace(whole, weights=part), seed=0), lora)
+    assert not same_weights(completed(model, replace(whole, weights=part), seed=1), lora)
+
+
+def test_a_whole_lora_is_complete_as_it_is(model):
+    """Also where one of the two is zero: the other counts, or can learn."""
+    lora = random_lora(model)
+    for name, weight in lora.weights.items():
+        weight[(0,) if ".lora_A." in name else (slice(None), 1)] = 0
+    assert same_weights(completed(model, lora, 0), lora)
 
 
 def test_a_lora_whose_rank_is_misstated_is_refused(model, base):
@@ -229,64 +196,6 @@ def test_a_lora_for_another_base_is_refused_and_the_model_is_free_again(model, b
         with_lora(model, replace(lora, weights=other))
     assert torch.equal(prediction(model), base)
     assert not torch.equal(with_lora(model, lora), base)
-
-
-def test_the_strength_in_an_alpha_key_is_kept(model, tmp_path):
-    lora = random_lora(model, 2)
-    state = {f"unet.{n.replace('.default', '')}": w for n, w in lora.weights.items()}
-    state |= {
-        n.replace("lora_A.weight", "alpha"): torch.tensor(6.0) for n in state if "lora_A" in n
-    }
-    save_file(state, tmp_path / FILE_NAME)
-    assert load_lora(tmp_path).alpha == 6.0
-
-
-def test_a_lora_without_any_matrix_is_refused(model, tmp_path):
-    save_file({}, tmp_path / FILE_NAME)
-    with pytest.raises(LoraError, match="rank"):
-        load_lora(tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["missing", "empty folder", "text file", "truncated"])
-def test_what_cannot_be_read_is_named_with_the_way_out(model, tmp_path, kind):
-    path = tmp_path / "lora.safetensors"
-    if kind == "empty folder":
-        path.mkdir()
-    elif kind == "text file":
-        path.write_text("not a LoRA")
-    elif kind == "truncated":
-        file = save_lora(random_lora(model), tmp_path)
-        path.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(LoraError) as refused:
-        load_lora(path)
-    assert str(path) in str(refused.value)
-    assert FILE_NAME in str(refused.value)
-
-
-def saved_with(model, folder, change):
-    """A saved LoRA whose tensors are then changed."""
-    file = save_lora(random_lora(model), folder)
-    save_file(change(load_file(file)), file)
-    return file
-
-
-def test_a_lora_of_the_text_encoder_is_refused(model, tmp_path):
-    file = saved_with(model, tmp_path, lambda state: state | {"text_encoder.q": torch.zeros(2, 2)})
-    with pytest.raises(LoraError, match="more than the UNet.*text_encoder.q"):
-        load_lora(file)
-
-
-def test_a_lora_of_several_ranks_is_refused(model, tmp_path):
-    def change(state):
-        name = next(name for name in state if "lora.down" in name)
-        return state | {name: state[name].repeat(2, 1)}
-
-    with pytest.raises(LoraError, match=r"ranks \[2, 4\]"):
-        load_lora(saved_with(model, tmp_path, change))
-
-
-def test_alpha_is_the_rank_when_the_file_does_not_say(model, tmp_path):
-    assert load_lora(saved_with(model, tmp_path, dict)).alpha == 2.0
 
 
 @pytest.mark.parametrize("others", [False, True])

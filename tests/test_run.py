@@ -356,7 +356,7 @@ def test_a_run_can_start_from_a_lora(model):
     lora = type(lora)(3, 3.0, {n: w + 0.05 for n, w in lora.weights.items()})
     run = finish(begin(model, settings(), lora))
     expected = finish(begin(model, settings()))
-    assert run.lora is lora
+    assert all(torch.equal(run.lora.weights[name], w) for name, w in lora.weights.items())
     assert not torch.equal(run.updates[0].shown, expected.updates[0].shown)
 
 

@@ -13,7 +13,8 @@ from gradio.utils import get_space
 from PIL import Image
 
 from ..errors import PxpoError
-from ..lora import Lora, load_lora
+from ..lora import Lora
+from ..lora_files import load_lora
 from ..plots import to_picture
 from ..progress import Progress
 from ..rewards import RewardSpec
