@@ -30,6 +30,7 @@ LICENSES = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
     "stabilityai/stable-diffusion-2-1": "openrail++",
     "stabilityai/stable-diffusion-2-1-base": "openrail++",
+    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
 }
 """Licences of well-known base models; a LoRA inherits its base's."""
 
@@ -205,11 +206,13 @@ def _code(run: Run, repo: str, base: Base, with_base: bool) -> str:
     base_code = 'f"{folder}/base"' if fetch else repr(run.model_name)
     lines = [
         "import torch",
-        "from diffusers import DDIMScheduler, StableDiffusionPipeline",
+        "from diffusers import DDIMScheduler, DiffusionPipeline",
         *(["from huggingface_hub import snapshot_download"] if fetch else []),
         "",
-        f"{fetch}pipeline = StableDiffusionPipeline.from_pretrained({base_code})",
-        "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)",
+        f"{fetch}pipeline = DiffusionPipeline.from_pretrained({base_code})",
+        "pipeline.scheduler = DDIMScheduler.from_config(",
+        "    pipeline.scheduler.config, clip_sample=False",
+        ")",
         f"pipeline.load_lora_weights({'folder' if fetch else repr(repo)})",
         f"picture = pipeline({settings.prompt!r}, num_inference_steps={settings.steps}, "
         f"guidance_scale={settings.guidance_scale}, eta={settings.eta}, "

@@ -202,7 +202,7 @@ def test_a_folder_that_is_no_pipeline_is_named_with_the_way_out(tmp_path):
     ("changes", "words"),
     [
         ({"in_channels": 9}, "takes 9 channels and gives 4.*inpainting"),
-        ({"addition_embed_type": "text_time"}, "SDXL.*addition_embed_type"),
+        ({"addition_embed_type": "text_time"}, "wants pooled.*SDXL.*addition_embed_type"),
         ({"class_embed_type": "projection"}, "class embeddings.*class_embed_type"),
         ({"num_class_embeds": 10}, "class embeddings.*num_class_embeds"),
         ({"time_cond_proj_dim": 256}, "LCM.*time_cond_proj_dim"),
@@ -240,7 +240,9 @@ def test_a_tokenizer_without_an_end_is_refused_by_name():
         StableDiffusion(pipeline, "cpu", "other")
 
 
-@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "FluxPipeline", "DDPMPipeline"])
+@pytest.mark.parametrize(
+    "kind", ["StableDiffusionXLImg2ImgPipeline", "FluxPipeline", "DDPMPipeline"]
+)
 def test_a_pipeline_of_another_family_is_refused_by_name(model_folder, tmp_path, kind):
     shutil.copytree(model_folder, tmp_path / "other")
     index = tmp_path / "other" / "model_index.json"

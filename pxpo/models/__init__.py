@@ -14,13 +14,16 @@ from ..embedded import TINY_WORLD
 from ..errors import ModelError, PxpoError
 from .base import DiffusionModel, is_out_of_memory
 from .stable_diffusion import StableDiffusion
+from .stable_diffusion_xl import StableDiffusionXL
+from .unet import UNetModel
 
-FAMILIES: dict[str, type[StableDiffusion]] = {
+FAMILIES: dict[str, type[UNetModel]] = {
     "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
 }
 """By the class that a pipeline's model_index.json names."""
 
-__all__ = ["FAMILIES", "DiffusionModel", "StableDiffusion", "load_model"]
+__all__ = ["FAMILIES", "DiffusionModel", "StableDiffusion", "StableDiffusionXL", "load_model"]
 
 
 def load_model(
@@ -48,7 +51,7 @@ def load_model(
         if is_out_of_memory(error):
             way_out = "use a smaller model or a card with more memory"
         elif Path(name).exists():
-            way_out = "it must be a diffusers folder of a Stable Diffusion 1.x or 2.x pipeline"
+            way_out = "it must be a diffusers folder of a Stable Diffusion pipeline"
         else:
             way_out = "check the name, the network, and your access to it if it is gated"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

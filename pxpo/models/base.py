@@ -54,6 +54,10 @@ class DiffusionModel(ABC):
     def encode(self, prompts: list[str]) -> Cond:
         """What the network is told of each prompt, float32 on the model's device."""
 
+    def unconditional(self) -> Cond:
+        """What the network is told of no prompt, (1, ...) by name: guidance leads away from it."""
+        return self.encode([""])
+
     @abstractmethod
     def call_network(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The network's output (B, C, h, w) float32: its one call. All is on the device."""
@@ -103,7 +107,7 @@ class DiffusionModel(ABC):
     ) -> Tensor:
         """The network's output (B, C, h, w) float32, with classifier-free guidance.
 
-        x_t: (B, C, h, w). t: (B,) training times. uncond: of one empty prompt, needed unless
+        x_t: (B, C, h, w). t: (B,) training times. uncond: that of no prompt, needed unless
         guidance_scale is 1. Gradients flow through both halves, which are one batched call.
         """
         x_t, t = x_t.to(self.device), t.to(self.device)
