@@ -215,7 +215,8 @@ def _code(run: Run, repo: str, base: Base, with_base: bool) -> str:
         ")",
         f"pipeline.load_lora_weights({'folder' if fetch else repr(repo)})",
         f"picture = pipeline({settings.prompt!r}, num_inference_steps={settings.steps}, "
-        f"guidance_scale={settings.guidance_scale}, eta={settings.eta}, "
+        f"guidance_scale={settings.guidance_scale}, eta={settings.eta}, height={run.size[0]}, "
+        f"width={run.size[1]}, "
         f"generator=torch.Generator().manual_seed({settings.seed})).images[0]",
     ]
     return "\n".join(lines)

@@ -110,6 +110,11 @@ class Run:
         return self.updates[-1].shown[0].permute(2, 0, 1) / 255
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of its images."""
+        return self.picture.shape[1], self.picture.shape[2]
+
+    @property
     def met(self) -> bool:
         """Whether what was painted has come true on all pictures that are shown."""
         by_hand = self.reward is not None and self.reward.by_hand

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 
 from ..embedded import TINY_WORLD
 from ..errors import ModelError, PxpoError
-from .base import DiffusionModel, is_out_of_memory
+from .base import DiffusionModel, Size, is_out_of_memory
 from .stable_diffusion import StableDiffusion
 from .stable_diffusion_xl import StableDiffusionXL
 from .unet import UNetModel
@@ -27,13 +27,18 @@ __all__ = ["FAMILIES", "DiffusionModel", "StableDiffusion", "StableDiffusionXL",
 
 
 def load_model(
-    name: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype | None = None
+    name: str | Path | None = None,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    size: Size = (None, None),
 ) -> DiffusionModel:
     """Load a pipeline of one of FAMILIES from a diffusers folder or the Hub.
 
     name: folder or Hub id; Tiny World when None. device and dtype choose themselves: CUDA with
-    float16, else Apple's MPS or the CPU in float32. Raises ModelError, with the reason and the way
-    out, for what cannot be loaded and for what cannot learn here.
+    float16, else Apple's MPS or the CPU in float32. size: (height, width) of its images, each the
+    model's own when None. Raises ModelError, with the reason and the way out, for what cannot be
+    loaded and for what cannot learn here; SettingError for a size that it cannot paint.
     """
     name = str(name or TINY_WORLD)
     device = device or best_device()
@@ -44,7 +49,7 @@ def load_model(
             raise ModelError(
                 f"The model {name!r} is a {kind}; what can learn here is {', '.join(FAMILIES)}."
             )
-        return FAMILIES[kind].load(name, device, dtype)
+        return FAMILIES[kind].load(name, device, dtype, size)
     except PxpoError:
         raise
     except Exception as error:

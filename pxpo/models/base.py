@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 AnySampling = TypeVar("AnySampling", bound=Sampling)
 
+Size = tuple[int | None, int | None]
+"""Height and width of images in pixels; None is the model's own."""
+
 Cond = dict[str, Tensor]
 """What the network is told besides x_t and t: tensors (B, ...) by the names the family gives."""
 

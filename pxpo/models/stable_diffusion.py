@@ -7,7 +7,7 @@ import re
 import torch
 from diffusers import StableDiffusionPipeline
 
-from .base import Cond
+from .base import Cond, Size
 from .unet import UNetModel, check_tokenizer
 
 DEFAULTS = {"steps": 50, "guidance_scale": 7.5, "images": 4}
@@ -28,9 +28,11 @@ class StableDiffusion(UNetModel):
         "requires_safety_checker": False,
     }
 
-    def __init__(self, pipeline: StableDiffusionPipeline, device: str, name: str) -> None:
+    def __init__(
+        self, pipeline: StableDiffusionPipeline, device: str, name: str, size: Size = (None, None)
+    ) -> None:
         check_tokenizer(name, pipeline.tokenizer)
-        super().__init__(pipeline, device, name)
+        super().__init__(pipeline, device, name, size)
         self.tokenizer = pipeline.tokenizer
         self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval().to(device)
         self.defaults = TINY_WORLD_S if self._knows_few_words else DEFAULTS

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from ..errors import ModelError
-from .base import Cond
+from .base import Cond, Size
 from .unet import UNetModel, check_tokenizer
 
 DEFAULTS = {"steps": 50, "guidance_scale": 5.0, "images": 4}
@@ -23,7 +23,9 @@ class StableDiffusionXL(UNetModel):
     more_input = {"addition_embed_type": "text_time"}
     defaults = DEFAULTS
 
-    def __init__(self, pipeline: StableDiffusionXLPipeline, device: str, name: str) -> None:
+    def __init__(
+        self, pipeline: StableDiffusionXLPipeline, device: str, name: str, size: Size = (None, None)
+    ) -> None:
         self.tokenizers = [pipeline.tokenizer, pipeline.tokenizer_2]
         text_encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
         if None in self.tokenizers + text_encoders:
@@ -33,7 +35,7 @@ class StableDiffusionXL(UNetModel):
             )
         for tokenizer in self.tokenizers:
             check_tokenizer(name, tokenizer)
-        super().__init__(pipeline, device, name)
+        super().__init__(pipeline, device, name, size)
         self.text_encoders = [one.requires_grad_(False).eval().to(device) for one in text_encoders]
         self.zero_without_prompt = pipeline.config.force_zeros_for_empty_prompt
 

@@ -10,13 +10,13 @@ from contextlib import nullcontext, suppress
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from ..errors import ModelError, SettingError
 from ..settings import Sampling
 from ..steps import Steps, epsilon_steps, velocity_steps
-from .base import Cond, DiffusionModel, without_lora
+from .base import Cond, DiffusionModel, Size, without_lora
 
 CONSTRUCTORS = {"epsilon": epsilon_steps, "v_prediction": velocity_steps}
 
@@ -32,6 +32,9 @@ MORE_INPUT = {
 }
 """What some UNets want besides x_t, t and a prompt, by the key of their config."""
 
+SMALLEST, LARGEST = 8, 512
+"""The least and the most latent pixels along a side."""
+
 
 class UNetModel(DiffusionModel):
     """A UNet, walked by DDIM. Only the UNet's matrix work is ever in half precision.
@@ -45,10 +48,12 @@ class UNetModel(DiffusionModel):
     more_input: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
-    def load(cls, name: str, device: str, dtype: torch.dtype) -> UNetModel:
+    def load(cls, name: str, device: str, dtype: torch.dtype, size: Size) -> UNetModel:
         """From a diffusers folder or the Hub; ModelError for what cannot learn here."""
-        # The small file first: nobody wants to download gigabytes to be refused.
-        cls.check_unet(name, UNet2DConditionModel.load_config(name, subfolder="unet"))
+        # The small files first: nobody wants to download gigabytes to be refused.
+        unet = UNet2DConditionModel.load_config(name, subfolder="unet")
+        cls.check_unet(name, unet)
+        latent_size(unet, AutoencoderKL.load_config(name, subfolder="vae"), size)
         options = {
             "dtype": {"unet": dtype, "default": torch.float32},
             "use_safetensors": True,
@@ -57,10 +62,12 @@ class UNetModel(DiffusionModel):
         if dtype != torch.float32:  # the half-sized files do, where the model has them
             with suppress(OSError, ValueError):
                 pipeline = cls.pipeline_class.from_pretrained(name, variant="fp16", **options)
-                return cls(pipeline, device, name)
-        return cls(cls.pipeline_class.from_pretrained(name, **options), device, name)
+                return cls(pipeline, device, name, size)
+        return cls(cls.pipeline_class.from_pretrained(name, **options), device, name, size)
 
-    def __init__(self, pipeline: DiffusionPipeline, device: str, name: str) -> None:
+    def __init__(
+        self, pipeline: DiffusionPipeline, device: str, name: str, size: Size = (None, None)
+    ) -> None:
         config, vae = pipeline.unet.config, pipeline.vae.config
         # Only schedulers that can clip say whether they do; DDIM would take silence for a yes.
         self.scheduler = DDIMScheduler.from_config(
@@ -72,10 +79,9 @@ class UNetModel(DiffusionModel):
         self.name = name
         self.network = pipeline.unet.requires_grad_(False).eval().to(device)
         self.vae = pipeline.vae.requires_grad_(False).eval().to(device)
-        size = config.sample_size
-        h, w = (size, size) if isinstance(size, int) else size
+        h, w = latent_size(config, vae, size)
         self.latent_shape = (config.in_channels, h, w)
-        self.image_size = (h * pipeline.vae_scale_factor, w * pipeline.vae_scale_factor)
+        self.image_size = (h * pixels_per_latent(vae), w * pixels_per_latent(vae))
         # By channel, of the VAE's latents; few VAEs give them.
         mean, std = vae.get("latents_mean"), vae.get("latents_std")
         if mean is None or std is None:
@@ -185,6 +191,27 @@ class UNetModel(DiffusionModel):
                 f"The UNet of {name!r} does not say its sample_size; set it in unet/config.json, "
                 "to 64 for 512 pixels."
             )
+
+
+def pixels_per_latent(vae: Mapping[str, Any]) -> int:
+    """How many of an image's pixels a latent pixel is, along a side."""
+    return 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def latent_size(unet: Mapping[str, Any], vae: Mapping[str, Any], size: Size) -> tuple[int, int]:
+    """(h, w) of images of this size, by the configs; SettingError for a size that cannot be."""
+    own, factor = unet["sample_size"], pixels_per_latent(vae)
+    h, w = (own, own) if isinstance(own, int) else own
+    multiple = max(8, factor)  # the stock pipelines take no others than of 8
+    least, most = SMALLEST * factor, LARGEST * factor
+    for name, wanted in zip(("height", "width"), size, strict=True):
+        if wanted is not None and (wanted % multiple or not least <= wanted <= most):
+            raise SettingError(
+                f"{name} is {wanted}; this model paints multiples of {multiple} from {least} to "
+                f"{most} pixels, and its own are {h * factor} high and {w * factor} wide."
+            )
+    height, width = size
+    return h if height is None else height // factor, w if width is None else width // factor
 
 
 def check_scheduler(name: str, scheduler: DDIMScheduler) -> None:
