@@ -6,11 +6,17 @@ Such a family is a subclass of UNetModel: it names its stock pipeline, and encod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    SchedulerMixin,
+    UNet2DConditionModel,
+)
 from torch import Tensor
 
 from ..errors import ModelError, SettingError
@@ -31,6 +37,9 @@ MORE_INPUT = {
     "time_cond_proj_dim": "the guidance scale, as distilled (LCM) models",
 }
 """What some UNets want besides x_t, t and a prompt, by the key of their config."""
+
+MORE_CHANNELS = {5: "depth", 7: "upscaling", 8: "editing, as InstructPix2Pix", 9: "inpainting"}
+"""What some UNets are for, by the number of channels they take."""
 
 SMALLEST, LARGEST = 8, 512
 """The least and the most latent pixels along a side."""
@@ -59,11 +68,16 @@ class UNetModel(DiffusionModel):
             "use_safetensors": True,
             **cls.unused,
         }
-        if dtype != torch.float32:  # the half-sized files do, where the model has them
-            with suppress(OSError, ValueError):
-                pipeline = cls.pipeline_class.from_pretrained(name, variant="fp16", **options)
+        failures = {}
+        # For half precision the half-sized files do; and where there are no others, for float32.
+        for variant in (None, "fp16") if dtype == torch.float32 else ("fp16", None):
+            try:
+                pipeline = cls.pipeline_class.from_pretrained(name, variant=variant, **options)
+            except (OSError, ValueError) as error:
+                failures[variant] = error
+            else:
                 return cls(pipeline, device, name, size)
-        return cls(cls.pipeline_class.from_pretrained(name, **options), device, name, size)
+        raise failures[None]
 
     def __init__(
         self, pipeline: DiffusionPipeline, device: str, name: str, size: Size = (None, None)
@@ -74,7 +88,7 @@ class UNetModel(DiffusionModel):
             {"clip_sample": False, **pipeline.scheduler.config}
         )
         self.check_unet(name, config)
-        check_scheduler(name, self.scheduler)
+        check_scheduler(name, pipeline.scheduler, self.scheduler)
         super().__init__(device)
         self.name = name
         self.network = pipeline.unet.requires_grad_(False).eval().to(device)
@@ -174,10 +188,12 @@ class UNetModel(DiffusionModel):
     @classmethod
     def check_unet(cls, name: str, config: Mapping[str, Any]) -> None:
         """ModelError for a UNet that wants another input than the family gives."""
-        if config["in_channels"] != config["out_channels"]:
+        taken, given = config.get("in_channels", 4), config.get("out_channels", 4)
+        if taken != given:
             raise ModelError(
-                f"The UNet of {name!r} takes {config['in_channels']} channels and gives "
-                f"{config['out_channels']} (inpainting, depth); choose a plain text-to-image model."
+                f"The UNet of {name!r} takes {taken} channels and gives {given} "
+                f"({MORE_CHANNELS.get(taken, 'an image besides the noise')}); choose a plain "
+                "text-to-image model."
             )
         for key, what in MORE_INPUT.items():
             if (config.get(key) or None) != cls.more_input.get(key):
@@ -214,8 +230,16 @@ def latent_size(unet: Mapping[str, Any], vae: Mapping[str, Any], size: Size) -> 
     return h if height is None else height // factor, w if width is None else width // factor
 
 
-def check_scheduler(name: str, scheduler: DDIMScheduler) -> None:
-    """ModelError for a step that is not affine in the network's output, or not defined."""
+def check_scheduler(name: str, own: SchedulerMixin, scheduler: DDIMScheduler) -> None:
+    """ModelError for a step that is not affine in the network's output, or not defined.
+
+    own: the scheduler that the model came with, which `scheduler` is to stand for.
+    """
+    if "beta_start" not in own.config:
+        raise ModelError(
+            f"The scheduler of {name!r} is {type(own).__name__}, whose noise schedule is not a "
+            "diffusion's of betas, the only kind known here; choose another model."
+        )
     config = scheduler.config
     if config.prediction_type not in CONSTRUCTORS:
         raise ModelError(
