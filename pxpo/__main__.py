@@ -94,7 +94,7 @@ def add_reward(parser: argparse.ArgumentParser, kind: RewardKind) -> None:
             "With --exact or --paper one for each update, the last stays",
         )
     parser.add_argument("--paper", action="store_true", help="the paper's exact recipe")
-    parser.add_argument("--model", help="diffusers folder or Hub id (Tiny World)")
+    parser.add_argument("--model", help="folder, .safetensors file or Hub id (Tiny World)")
     for side in ("height", "width"):
         parser.add_argument(
             f"--{side}", type=int, help="of the images, in pixels (the model's own)"

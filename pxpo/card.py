@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from .embedded import TINY_WORLD
 from .lora import save_lora
+from .models.single_file import inspected
 from .plots import evolution, reward_curve, to_picture
 from .run import Run, Update, shown_noise
 
@@ -71,8 +72,8 @@ The strip's first row is the seed that was learnt on, {seed}; the other rows are
 Made with PXPO Studio, diffusers {diffusers}, torch {torch}.
 """
 
-ELSEWHERE = """ Its base, {base}, is not on the Hub: it is a folder that comes with PXPO Studio
-(`assets/tiny_world`) or that was made elsewhere; put its path in place of the first one above."""
+ELSEWHERE = """ Its base, {base}, is not on the Hub: it comes with PXPO Studio
+(`assets/tiny_world`) or was made elsewhere; put its path in place of the first one above."""
 
 
 @dataclass(frozen=True)
@@ -204,14 +205,20 @@ def _code(run: Run, repo: str, base: Base, with_base: bool) -> str:
     settings = run.settings
     fetch = f"folder = snapshot_download({repo!r})\n" if with_base and not base.hub else ""
     base_code = 'f"{folder}/base"' if fetch else repr(run.model_name)
+    pipeline, opened, schedule = "DiffusionPipeline", f"from_pretrained({base_code})", ""
+    if Path(run.model_name).is_file():
+        found = inspected(run.model_name)
+        pipeline = found.pipeline_class.__name__
+        opened = f"from_single_file({base_code}, dtype=torch.float32)"
+        schedule = "".join(f", {name}={value!r}" for name, value in found.schedule.items())
     lines = [
         "import torch",
-        "from diffusers import DDIMScheduler, DiffusionPipeline",
+        f"from diffusers import DDIMScheduler, {pipeline}",
         *(["from huggingface_hub import snapshot_download"] if fetch else []),
         "",
-        f"{fetch}pipeline = DiffusionPipeline.from_pretrained({base_code})",
+        f"{fetch}pipeline = {pipeline}.{opened}",
         "pipeline.scheduler = DDIMScheduler.from_config(",
-        "    pipeline.scheduler.config, clip_sample=False",
+        f"    pipeline.scheduler.config, clip_sample=False{schedule}",
         ")",
         f"pipeline.load_lora_weights({'folder' if fetch else repr(repo)})",
         f"picture = pipeline({settings.prompt!r}, num_inference_steps={settings.steps}, "

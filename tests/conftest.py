@@ -94,11 +94,12 @@ def random_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDi
 
 
 def random_xl_pipeline(
-    prediction_type: str = "epsilon", *, force_zeros: bool = True, **vae: Any
+    prediction_type: str = "epsilon", *, force_zeros: bool = True, layers: int = 3, **vae: Any
 ) -> StableDiffusionXLPipeline:
     """The same in SDXL's shape, with the scheduler that its repository ships.
 
-    Of a model that predicts v the noise schedule ends at zero signal. vae: more of its config.
+    Of a model that predicts v the noise schedule ends at zero signal. layers: of the second
+    text encoder. vae: more of its config.
     """
     torch.manual_seed(0)
     v_prediction = prediction_type == "v_prediction"
@@ -111,7 +112,7 @@ def random_xl_pipeline(
     })  # fmt: skip
     return StableDiffusionXLPipeline(
         random_vae(**vae), CLIPTextModel(text_config(layers=2, width=16)),
-        CLIPTextModelWithProjection(text_config(layers=3, width=24)), letters_tokenizer(12),
+        CLIPTextModelWithProjection(text_config(layers, width=24)), letters_tokenizer(12),
         letters_tokenizer(12), random_unet(
             cross_attention_dim=40, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 2),

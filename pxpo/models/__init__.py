@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from ..embedded import TINY_WORLD
 from ..errors import ModelError, PxpoError
 from .base import DiffusionModel, Size, is_out_of_memory
+from .single_file import read_checkpoint
 from .stable_diffusion import StableDiffusion
 from .stable_diffusion_xl import StableDiffusionXL
 from .unet import UNetModel
@@ -34,17 +35,20 @@ def load_model(
     dtype: torch.dtype | None = None,
     size: Size = (None, None),
 ) -> DiffusionModel:
-    """Load a pipeline of one of FAMILIES from a diffusers folder or the Hub.
+    """Load a pipeline of one of FAMILIES from a diffusers folder, a .safetensors file or the Hub.
 
-    name: folder or Hub id; Tiny World when None. device and dtype choose themselves: CUDA with
-    float16, else Apple's MPS or the CPU in float32. size: (height, width) of its images, each the
-    model's own when None. Raises ModelError, with the reason and the way out, for what cannot be
-    loaded and for what cannot learn here; SettingError for a size that it cannot paint.
+    name: folder, file or Hub id; Tiny World when None. device and dtype choose themselves: CUDA
+    with float16, else Apple's MPS or the CPU in float32. size: (height, width) of its images, each
+    the model's own when None. Raises ModelError, with the reason and the way out, for what cannot
+    be loaded and for what cannot learn here; SettingError for a size that it cannot paint.
     """
     name = str(name or TINY_WORLD)
     device = device or best_device()
     dtype = dtype or best_dtype(device)
     try:
+        if Path(name).is_file():
+            pipeline = read_checkpoint(name, dtype)
+            return FAMILIES[type(pipeline).__name__](pipeline, device, name, size)
         kind = pipeline_kind(name)
         if kind not in FAMILIES:
             raise ModelError(
@@ -62,6 +66,8 @@ def load_model(
                 "they are read, so they are not read here. If you trust it, write it anew as "
                 f".safetensors: DiffusionPipeline.from_pretrained({name!r}).save_pretrained(...)."
             ) from error
+        elif Path(name).is_file():
+            way_out = "it must be a whole checkpoint of Stable Diffusion 1.x or XL"
         elif Path(name).exists():
             way_out = "it must be a diffusers folder of a Stable Diffusion pipeline"
         else:

@@ -188,13 +188,7 @@ class UNetModel(DiffusionModel):
     @classmethod
     def check_unet(cls, name: str, config: Mapping[str, Any]) -> None:
         """ModelError for a UNet that wants another input than the family gives."""
-        taken, given = config.get("in_channels", 4), config.get("out_channels", 4)
-        if taken != given:
-            raise ModelError(
-                f"The UNet of {name!r} takes {taken} channels and gives {given} "
-                f"({MORE_CHANNELS.get(taken, 'an image besides the noise')}); choose a plain "
-                "text-to-image model."
-            )
+        check_channels(name, config.get("in_channels", 4), config.get("out_channels", 4))
         for key, what in MORE_INPUT.items():
             if (config.get(key) or None) != cls.more_input.get(key):
                 raise ModelError(
@@ -207,6 +201,16 @@ class UNetModel(DiffusionModel):
                 f"The UNet of {name!r} does not say its sample_size; set it in unet/config.json, "
                 "to 64 for 512 pixels."
             )
+
+
+def check_channels(name: str, taken: int, given: int) -> None:
+    """ModelError for a UNet that takes more channels than it gives."""
+    if taken != given:
+        raise ModelError(
+            f"The UNet of {name!r} takes {taken} channels and gives {given} "
+            f"({MORE_CHANNELS.get(taken, 'an image besides the noise')}); choose a plain "
+            "text-to-image model."
+        )
 
 
 def pixels_per_latent(vae: Mapping[str, Any]) -> int:
