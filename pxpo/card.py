@@ -9,12 +9,14 @@ before.png, after.png, strip.png, reward.png
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusers import DDIMScheduler
 from huggingface_hub import ModelCard, ModelCardData
 
 from .embedded import TINY_WORLD
@@ -35,6 +37,10 @@ LICENSES = {
 }
 """Licences of well-known base models; a LoRA inherits its base's."""
 
+ALMOST_1 = 0.99999
+"""The eta for a schedule that starts without signal: at 1, the first step of a stock pipeline takes
+the root of a rounding error that may be negative, and the picture is black."""
+
 TEXT = """
 # {title}
 
@@ -54,7 +60,8 @@ learning (PXPO, [arXiv 2404.04356](https://arxiv.org/abs/2404.04356)) on the pro
 {code}
 ```
 
-This is `after.png`, on the machine that made it bit for bit if the UNet ran in float32.{where}
+This is `after.png`, on the machine that made it bit for bit if the UNet ran in float32 and eta is
+the run's own.{where}
 
 ## What taught it
 
@@ -203,6 +210,7 @@ def _card(run: Run, folder: Path, repo: str, curve: bool, with_base: bool) -> st
 def _code(run: Run, repo: str, base: Base, with_base: bool) -> str:
     """What the card shows: a stock pipeline that makes after.png."""
     settings = run.settings
+    eta = min(settings.eta, ALMOST_1) if _starts_without_signal(run.model_name) else settings.eta
     fetch = f"folder = snapshot_download({repo!r})\n" if with_base and not base.hub else ""
     base_code = 'f"{folder}/base"' if fetch else repr(run.model_name)
     pipeline, opened, schedule = "DiffusionPipeline", f"from_pretrained({base_code})", ""
@@ -222,8 +230,18 @@ def _code(run: Run, repo: str, base: Base, with_base: bool) -> str:
         ")",
         f"pipeline.load_lora_weights({'folder' if fetch else repr(repo)})",
         f"picture = pipeline({settings.prompt!r}, num_inference_steps={settings.steps}, "
-        f"guidance_scale={settings.guidance_scale}, eta={settings.eta}, height={run.size[0]}, "
+        f"guidance_scale={settings.guidance_scale}, eta={eta}, height={run.size[0]}, "
         f"width={run.size[1]}, "
         f"generator=torch.Generator().manual_seed({settings.seed})).images[0]",
     ]
     return "\n".join(lines)
+
+
+def _starts_without_signal(model_name: str) -> bool:
+    """Whether the model's schedule has zero terminal SNR; the network is not asked."""
+    if Path(model_name).is_file():
+        return "rescale_betas_zero_snr" in inspected(model_name).schedule
+    with suppress(OSError):
+        config = DDIMScheduler.load_config(model_name, subfolder="scheduler", local_files_only=True)
+        return bool(config.get("rescale_betas_zero_snr"))
+    return False

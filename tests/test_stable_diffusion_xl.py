@@ -160,9 +160,13 @@ def test_a_wish_is_learnt_and_the_card_s_code_paints_it(prediction_type, tmp_pat
     outputs = [weight for name, weight in learnt.lora.weights.items() if ".lora_B." in name]
     assert outputs and all(weight.any() for weight in outputs)
     lora, names = write_folder(learnt, tmp_path / "lora"), {}
-    if prediction_type == "epsilon":  # a stock pipeline's are NaN where there is no signal
-        exec((lora / "README.md").read_text().split("```python\n")[1].split("```")[0], names)
-        assert np.array_equal(np.asarray(names["picture"]), Image.open(lora / "after.png"))
+    exec((lora / "README.md").read_text().split("```python\n")[1].split("```")[0], names)
+    made, shown = (
+        np.asarray(names["picture"]).astype(int),
+        np.asarray(Image.open(lora / "after.png")),
+    )
+    # Of a schedule that starts without signal the card's eta is not quite the run's.
+    assert shown.std() > 1 and np.abs(made - shown).max() <= (prediction_type == "v_prediction")
 
 
 def test_features_are_of_each_latent_pixel_and_know_no_lora():
