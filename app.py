@@ -63,12 +63,7 @@ def is_local(host: str | None) -> bool:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, kind, default, text in (
-        (
-            "model",
-            str,
-            None,
-            "folder, .safetensors file or Hub id (on a GPU Stable Diffusion v1.4)",
-        ),
+        ("model", str, None, "folder, file or Hub id (on a GPU Stable Diffusion v1.4)"),
         ("segmenter", str, None, "folder or Hub id (the one that fits the model)"),
         ("height", int, None, "of the pictures, in pixels (the model's own)"),
         ("width", int, None, "of the pictures, in pixels (the model's own)"),

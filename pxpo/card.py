@@ -37,10 +37,6 @@ LICENSES = {
 }
 """Licences of well-known base models; a LoRA inherits its base's."""
 
-ALMOST_1 = 0.99999
-"""The eta for a schedule that starts without signal: at 1, the first step of a stock pipeline takes
-the root of a rounding error that may be negative, and the picture is black."""
-
 TEXT = """
 # {title}
 
@@ -60,8 +56,7 @@ learning (PXPO, [arXiv 2404.04356](https://arxiv.org/abs/2404.04356)) on the pro
 {code}
 ```
 
-This is `after.png`, on the machine that made it bit for bit if the UNet ran in float32 and eta is
-the run's own.{where}
+This is `after.png`{alike}.{where}
 
 ## What taught it
 
@@ -78,6 +73,12 @@ Settings of all updates:
 The strip's first row is the seed that was learnt on, {seed}; the other rows are held-out seeds.
 Made with PXPO Studio, diffusers {diffusers}, torch {torch}.
 """
+
+SAME = ", on the machine that made it bit for bit if the UNet ran in float32"
+
+ALMOST_1 = 0.99999
+ALMOST_SAME = """ but for rounding: at eta = 1 a stock pipeline's picture may be black, as its first
+step, which starts without any signal, takes the root of a rounding error"""
 
 ELSEWHERE = """ Its base, {base}, is not on the Hub: it comes with PXPO Studio
 (`assets/tiny_world`) or was made elsewhere; put its path in place of the first one above."""
@@ -197,6 +198,7 @@ def _card(run: Run, folder: Path, repo: str, curve: bool, with_base: bool) -> st
         rewards="; ".join(rewards) or "none yet",
         curve="\n![The reward by update, ± over images](reward.png)\n" if curve else "",
         code=_code(run, repo or str(folder), base, with_base),
+        alike=ALMOST_SAME if _starts_without_signal(run.model_name) else SAME,
         where="" if base.hub or with_base else ELSEWHERE.format(base=base.name),
         taught="\n".join(_taught(run)),
         settings="\n".join(f"| {name} | `{value}` |" for name, value in _common(run).items()),
@@ -241,7 +243,7 @@ def _starts_without_signal(model_name: str) -> bool:
     """Whether the model's schedule has zero terminal SNR; the network is not asked."""
     if Path(model_name).is_file():
         return "rescale_betas_zero_snr" in inspected(model_name).schedule
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # it is not at hand
         config = DDIMScheduler.load_config(model_name, subfolder="scheduler", local_files_only=True)
         return bool(config.get("rescale_betas_zero_snr"))
     return False

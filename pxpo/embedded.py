@@ -1,5 +1,4 @@
-"""What is shipped beside the code: a small model, its segmenter, a run to open the page with,
-configs.
+"""What is shipped beside the code: a small model and its segmenter, configs, an opening run.
 
 All of it lies in assets/, which an installed package has inside itself.
 """

@@ -112,7 +112,8 @@ class Run:
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of its images."""
-        return self.picture.shape[1], self.picture.shape[2]
+        height, width = self.updates[0].shown.shape[1:3]
+        return height, width
 
     @property
     def met(self) -> bool:

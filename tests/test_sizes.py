@@ -50,6 +50,13 @@ def test_another_size_than_that_of_a_model_that_is_not_square():
     assert StableDiffusion(pipeline, "cpu", "wide", (24, None)).image_size == (24, 20)
 
 
+def test_a_model_s_own_size_is_one_that_it_paints_whatever_it_is(tmp_path):
+    pipeline = random_pipeline()
+    pipeline.unet.register_to_config(sample_size=(6, 10))
+    pipeline.save_pretrained(tmp_path)
+    assert load_model(tmp_path, device="cpu", size=(12, 20)).image_size == (12, 20)
+
+
 @pytest.mark.parametrize(
     ("size", "words"),
     [

@@ -166,6 +166,7 @@ def test_a_wish_is_learnt_and_the_card_s_code_paints_it(prediction_type, tmp_pat
         np.asarray(Image.open(lora / "after.png")),
     )
     # Of a schedule that starts without signal the card's eta is not quite the run's.
+    assert ("eta=0.99999" in (lora / "README.md").read_text()) == (prediction_type != "epsilon")
     assert shown.std() > 1 and np.abs(made - shown).max() <= (prediction_type == "v_prediction")
 
 

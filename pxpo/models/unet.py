@@ -224,8 +224,10 @@ def latent_size(unet: Mapping[str, Any], vae: Mapping[str, Any], size: Size) -> 
     h, w = (own, own) if isinstance(own, int) else own
     multiple = max(8, factor)  # the stock pipelines take no others than of 8
     least, most = SMALLEST * factor, LARGEST * factor
-    for name, wanted in zip(("height", "width"), size, strict=True):
-        if wanted is not None and (wanted % multiple or not least <= wanted <= most):
+    for name, wanted, usual in zip(("height", "width"), size, (h, w), strict=True):
+        if wanted in (None, usual * factor):
+            continue
+        if wanted % multiple or not least <= wanted <= most:
             raise SettingError(
                 f"{name} is {wanted}; this model paints multiples of {multiple} from {least} to "
                 f"{most} pixels, and its own are {h * factor} high and {w * factor} wide."
