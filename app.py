@@ -7,6 +7,7 @@ import contextlib
 import gc
 import ipaddress
 import os
+import sys
 from pathlib import Path
 
 gc.disable()  # nothing of what is imported is garbage; looking for it takes a fifth of the start
@@ -19,7 +20,7 @@ from gradio.utils import get_space
 
 from pxpo import DiffusionModel, Segmenter, load_model
 from pxpo.embedded import TINY_WORLD
-from pxpo.errors import ModelError
+from pxpo.errors import ModelError, SettingError
 from pxpo.rewards.segmentation import CLOTHES
 from pxpo.studio import ModelThread, Studio
 
@@ -27,7 +28,9 @@ gc.freeze()  # nor is it looked for later
 gc.enable()
 
 
-def open_models(model: str | None, segmenter: str | None) -> tuple[DiffusionModel, Segmenter, str]:
+def open_models(
+    model: str | None, segmenter: str | None, size: tuple[int | None, int | None] = (None, None)
+) -> tuple[DiffusionModel, Segmenter, str]:
     """What was asked for, or else what fits the machine; and a line on what it is not, and why.
 
     On a GPU that is the paper's own pair of models. What cannot be loaded is replaced by the
@@ -35,7 +38,8 @@ def open_models(model: str | None, segmenter: str | None) -> tuple[DiffusionMode
     """
     notes = []
     try:
-        loaded = load_model(model or (STABLE_DIFFUSION if torch.cuda.is_available() else None))
+        usual = STABLE_DIFFUSION if torch.cuda.is_available() else None
+        loaded = load_model(model or usual, size=size)
     except ModelError as error:
         notes.append(f"{error} Here is Tiny World instead.")
         loaded = load_model()
@@ -59,9 +63,11 @@ def is_local(host: str | None) -> bool:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, kind, default, text in (
-        ("model", str, None, "diffusers folder or Hub id (on a GPU Stable Diffusion v1.4)"),
+        ("model", str, None, "folder, file or Hub id (on a GPU Stable Diffusion v1.4)"),
         ("segmenter", str, None, "folder or Hub id (the one that fits the model)"),
         ("clipseg", str, None, "folder or Hub id of a CLIPSeg (the usual one, if downloaded)"),
+        ("height", int, None, "of the pictures, in pixels (the model's own)"),
+        ("width", int, None, "of the pictures, in pixels (the model's own)"),
         ("runs", Path, "runs/studio", "folder where people's runs are kept (runs/studio)"),
         ("host", str, None, "address to serve on (127.0.0.1)"),
         ("port", int, None, "port to serve on (7860)"),
@@ -86,7 +92,11 @@ def main() -> None:
     # of torch's threads waiting, all of them wait, and a step takes twice as long.
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     thread = ModelThread()
-    model, segmenter, note = thread.call(open_models, options.model, options.segmenter)
+    size = (options.height, options.width)
+    try:
+        model, segmenter, note = thread.call(open_models, options.model, options.segmenter, size)
+    except SettingError as error:
+        sys.exit(f"app.py: {error}")
     usual = {"clipseg": options.clipseg} if options.clipseg else {}
     studio = Studio(model, segmenter, options.runs, thread=thread, usual=usual)
     own_token = options.own_token or (is_local(options.host) and not options.share)

@@ -2,7 +2,7 @@
 
     from pxpo import *
 
-    model = load_model()                       # Tiny World; or a folder, or a Hub id
+    model = load_model()                       # Tiny World; or a folder, a file, a Hub id
     run = finish(begin(model, settings_for("color")))
     for _ in range(10):
         run = finish(generate(model, run))

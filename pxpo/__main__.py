@@ -94,7 +94,11 @@ def add_reward(parser: argparse.ArgumentParser, kind: RewardKind) -> None:
             "With --exact or --paper one for each update, the last stays",
         )
     parser.add_argument("--paper", action="store_true", help="the paper's exact recipe")
-    parser.add_argument("--model", help="diffusers folder or Hub id (Tiny World)")
+    parser.add_argument("--model", help="folder, .safetensors file or Hub id (Tiny World)")
+    for side in ("height", "width"):
+        parser.add_argument(
+            f"--{side}", type=int, help="of the images, in pixels (the model's own)"
+        )
     parser.add_argument("--lora", help="go on from this file, folder or Hub id of a LoRA")
     parser.add_argument("--out", type=Path, help="run folder (runs/<command>-<number>)")
     preset = {**EXPERIMENTS[kind.experiment], **prompt_of(kind)}
@@ -172,7 +176,8 @@ def start(options: argparse.Namespace) -> int:
         read_paint(path, None)
     if options.out:
         check_free(options.out)
-    model = load_model(resolved(options.model or "") or None)
+    size = (options.height, options.width)
+    model = load_model(resolved(options.model or "") or None, size=size)
     for word in model.unknown_words(settings.prompt):
         print(f"note: {Path(model.name).name} never learnt the word {word!r}", file=sys.stderr)
     run = watched(begin(model, settings, lora, reward=spec), "first images")
@@ -247,7 +252,7 @@ def go_on(options: argparse.Namespace) -> int:
     tools = Tools(best_device())
     if not spec.by_hand:
         spec.make(tools)
-    model = load_model(options.model or run.model_name)
+    model = load_model(options.model or run.model_name, size=run.size)
     return train(model, replace(run, model_name=resolved(model.name)), tools, folder)
 
 

@@ -10,16 +10,19 @@ before.png, after.png, strip.png, reward.png
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusers import DDIMScheduler
 from huggingface_hub import ModelCard, ModelCardData
 
 from .embedded import TINY_WORLD
 from .lora_files import COMFYUI_FILE, save_lora
+from .models.single_file import inspected
 from .plots import evolution, reward_curve, to_picture
 from .run import Run, Update, shown_noise
 
@@ -31,8 +34,14 @@ LICENSES = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
     "stabilityai/stable-diffusion-2-1": "openrail++",
     "stabilityai/stable-diffusion-2-1-base": "openrail++",
+    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
 }
 """Licences of well-known base models; a LoRA inherits its base's."""
+
+PROGRAMS = f"""
+For ComfyUI put `{COMFYUI_FILE}` into `models/loras`, for A1111 into `models/Lora`, and choose it
+with a checkpoint of {{base}}.
+"""
 
 TEXT = """
 # {title}
@@ -53,11 +62,8 @@ learning (PXPO, [arXiv 2404.04356](https://arxiv.org/abs/2404.04356)) on the pro
 {code}
 ```
 
-This is `after.png`, on the machine that made it bit for bit if the UNet ran in float32.{where}
-
-For ComfyUI put `{comfyui}` into `models/loras`, for A1111 into `models/Lora`, and choose it with a
-checkpoint of {base}.
-
+This is `after.png`{alike}.{where}
+{programs}
 ## What taught it
 
 | updates | reward | settings of these updates alone |
@@ -74,8 +80,14 @@ The strip's first row is the seed that was learnt on, {seed}; the other rows are
 Made with PXPO Studio, diffusers {diffusers}, torch {torch}.
 """
 
-ELSEWHERE = """ Its base, {base}, is not on the Hub: it is a folder that comes with PXPO Studio
-(`assets/tiny_world`) or that was made elsewhere; put its path in place of the first one above."""
+SAME = ", on the machine that made it bit for bit if the UNet ran in float32"
+
+ALMOST_1 = 0.99999
+ALMOST_SAME = """ but for rounding: at eta = 1 a stock pipeline's picture may be black, as its first
+step, which starts without any signal, takes the root of a rounding error"""
+
+ELSEWHERE = """ Its base, {base}, is not on the Hub: it comes with PXPO Studio
+(`assets/tiny_world`) or was made elsewhere; put its path in place of the first one above."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +204,8 @@ def _card(run: Run, folder: Path, repo: str, curve: bool, with_base: bool) -> st
         rewards="; ".join(rewards) or "none yet",
         curve="\n![The reward by update, ± over images](reward.png)\n" if curve else "",
         code=_code(run, repo or str(folder), base, with_base),
-        comfyui=COMFYUI_FILE,
+        programs="" if base.name == "Tiny World" else PROGRAMS.format(base=base.name),
+        alike=ALMOST_SAME if _starts_without_signal(run.model_name) else SAME,
         where="" if base.hub or with_base else ELSEWHERE.format(base=base.name),
         taught="\n".join(_taught(run)),
         settings="\n".join(f"| {name} | `{value}` |" for name, value in _common(run).items()),
@@ -206,18 +219,38 @@ def _card(run: Run, folder: Path, repo: str, curve: bool, with_base: bool) -> st
 def _code(run: Run, repo: str, base: Base, with_base: bool) -> str:
     """What the card shows: a stock pipeline that makes after.png."""
     settings = run.settings
+    eta = min(settings.eta, ALMOST_1) if _starts_without_signal(run.model_name) else settings.eta
     fetch = f"folder = snapshot_download({repo!r})\n" if with_base and not base.hub else ""
     base_code = 'f"{folder}/base"' if fetch else repr(run.model_name)
+    pipeline, opened, schedule = "DiffusionPipeline", f"from_pretrained({base_code})", ""
+    if Path(run.model_name).is_file():
+        found = inspected(run.model_name)
+        pipeline = found.pipeline_class.__name__
+        opened = f"from_single_file({base_code}, dtype=torch.float32)"
+        schedule = "".join(f", {name}={value!r}" for name, value in found.schedule.items())
     lines = [
         "import torch",
-        "from diffusers import DDIMScheduler, StableDiffusionPipeline",
+        f"from diffusers import DDIMScheduler, {pipeline}",
         *(["from huggingface_hub import snapshot_download"] if fetch else []),
         "",
-        f"{fetch}pipeline = StableDiffusionPipeline.from_pretrained({base_code})",
-        "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)",
+        f"{fetch}pipeline = {pipeline}.{opened}",
+        "pipeline.scheduler = DDIMScheduler.from_config(",
+        f"    pipeline.scheduler.config, clip_sample=False{schedule}",
+        ")",
         f"pipeline.load_lora_weights({'folder' if fetch else repr(repo)})",
         f"picture = pipeline({settings.prompt!r}, num_inference_steps={settings.steps}, "
-        f"guidance_scale={settings.guidance_scale}, eta={settings.eta}, "
+        f"guidance_scale={settings.guidance_scale}, eta={eta}, height={run.size[0]}, "
+        f"width={run.size[1]}, "
         f"generator=torch.Generator().manual_seed({settings.seed})).images[0]",
     ]
     return "\n".join(lines)
+
+
+def _starts_without_signal(model_name: str) -> bool:
+    """Whether the model's schedule has zero terminal SNR; the network is not asked."""
+    if Path(model_name).is_file():
+        return "rescale_betas_zero_snr" in inspected(model_name).schedule
+    with suppress(OSError, ValueError):  # it is not at hand
+        config = DDIMScheduler.load_config(model_name, subfolder="scheduler", local_files_only=True)
+        return bool(config.get("rescale_betas_zero_snr"))
+    return False

@@ -1,4 +1,4 @@
-"""What is shipped beside the code: a small model, its segmenter, a run to open the page with.
+"""What is shipped beside the code: a small model and its segmenter, configs, an opening run.
 
 All of it lies in assets/, which an installed package has inside itself.
 """
@@ -15,6 +15,9 @@ TINY_WORLD = ASSETS / "tiny_world"
 
 TINY_SEGMENTER = ASSETS / "tiny_world_segmenter"
 """The embedded segmenter, which knows Tiny World's things."""
+
+SINGLE_FILE = ASSETS / "single_file"
+"""What a checkpoint in one file does not say: configs, and CLIP's vocabulary."""
 
 OPENING = ASSETS / "opening"
 """A run made earlier, to open the page with: its picture before and after, and its paint."""

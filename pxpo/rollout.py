@@ -100,7 +100,7 @@ def rollout(
         )
     sampling = model.filled(sampling)
     steps = model.steps(sampling)
-    cond, uncond = model.encode(list(prompts)), model.encode([""])
+    cond, uncond = model.encode(list(prompts)), model.unconditional()
     drawn = torch.stack([one.draw(model.latent_shape, len(steps)) for one in noise], dim=1)
     latents, z = [drawn[0]], drawn[1:]  # (B, C, h, w), (T, B, C, h, w)
     outputs = torch.empty_like(z)

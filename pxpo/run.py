@@ -110,6 +110,12 @@ class Run:
         return self.updates[-1].shown[0].permute(2, 0, 1) / 255
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of its images."""
+        height, width = self.updates[0].shown.shape[1:3]
+        return height, width
+
+    @property
     def met(self) -> bool:
         """Whether what was painted has come true on all pictures that are shown."""
         by_hand = self.reward is not None and self.reward.by_hand
@@ -136,6 +142,7 @@ def begin(
     settings = model.filled(settings)
     if lora:
         lora = completed(model, lora, settings.seed)
+        settings = replace(settings, rank=lora.rank)
     else:
         lora = new_lora(model, settings.rank, settings.seed)
     with adapter(model, lora):

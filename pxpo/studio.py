@@ -318,6 +318,13 @@ class Studio:
                 f"this run is of the model {named!r}, and here is {here!r}; open it where its "
                 "model runs."
             )
+        if run.size != self.model.image_size:
+            (height, width), (here_h, here_w) = run.size, self.model.image_size
+            raise RunError(
+                f"this run's pictures are {width} × {height} pixels, and here they are {here_w} × "
+                f"{here_h}; open it where the app was started with --width {width} --height "
+                f"{height}."
+            )
         return replace(run, id=run_id, model_name=model)  # never a folder that it names
 
 

@@ -14,10 +14,18 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     SegformerConfig,
     SegformerForSemanticSegmentation,
@@ -41,34 +49,77 @@ def letters_tokenizer(length: int) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=length)
 
 
+def text_config(layers: int, width: int) -> CLIPTextConfig:
+    """A text encoder's for prompts of 12 of the tokenizer's letters."""
+    return CLIPTextConfig(
+        vocab_size=54, hidden_size=width, intermediate_size=64, num_hidden_layers=layers,
+        num_attention_heads=2, max_position_embeddings=12, projection_dim=width,
+        bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+
+
+def random_vae(**options: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        **options,
+    )  # fmt: skip
+
+
+def random_unet(**options: Any) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32),
+        layers_per_block=1, attention_head_dim=2, norm_num_groups=8,
+        **{
+            "cross_attention_dim": 32,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        } | options,
+    )  # fmt: skip
+
+
 def random_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
     """A pipeline with 8x8x4 latents and 16x16 images: every part real, every weight random."""
     torch.manual_seed(seed)
-    tokenizer = letters_tokenizer(12)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-            num_attention_heads=2, max_position_embeddings=12, projection_dim=32,
-            bos_token_id=0, eos_token_id=1, pad_token_id=1,
-        )
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32),
-        layers_per_block=1, cross_attention_dim=32, attention_head_dim=2, norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
+    text_encoder = CLIPTextModel(text_config(layers=1, width=32))
+    unet, vae = random_unet(), random_vae()
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
         set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type,
     )  # fmt: skip
     return StableDiffusionPipeline(
-        vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
-    )
+        vae, text_encoder, letters_tokenizer(12), unet, scheduler, None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def random_xl_pipeline(
+    prediction_type: str = "epsilon", *, force_zeros: bool = True, layers: int = 3, **vae: Any
+) -> StableDiffusionXLPipeline:
+    """The same in SDXL's shape, with the scheduler that its repository ships.
+
+    Of a model that predicts v the noise schedule ends at zero signal. layers: of the second
+    text encoder. vae: more of its config.
+    """
+    torch.manual_seed(0)
+    v_prediction = prediction_type == "v_prediction"
+    scheduler = EulerDiscreteScheduler.from_config({
+        "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+        "clip_sample": False, "interpolation_type": "linear", "set_alpha_to_one": False,
+        "skip_prk_steps": True, "steps_offset": 1, "use_karras_sigmas": False,
+        "prediction_type": prediction_type, "rescale_betas_zero_snr": v_prediction,
+        "timestep_spacing": "trailing" if v_prediction else "leading",
+    })  # fmt: skip
+    return StableDiffusionXLPipeline(
+        random_vae(**vae), CLIPTextModel(text_config(layers=2, width=16)),
+        CLIPTextModelWithProjection(text_config(layers, width=24)), letters_tokenizer(12),
+        letters_tokenizer(12), random_unet(
+            cross_attention_dim=40, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 2),
+            use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=6 * 4 + 24,
+        ), scheduler, force_zeros_for_empty_prompt=force_zeros, add_watermarker=False,
+    )  # fmt: skip
 
 
 def random_lora(model: DiffusionModel, rank: int = 2, seed: int = 0) -> Lora:

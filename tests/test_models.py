@@ -4,7 +4,14 @@ import shutil
 import pytest
 import torch
 from conftest import random_lora, random_pipeline
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
+from diffusers.pipelines.pipeline_loading_utils import _get_ignore_patterns
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from pxpo.errors import ModelError, PxpoError, SettingError
@@ -264,7 +271,8 @@ def test_a_folder_that_is_no_pipeline_is_named_with_the_way_out(tmp_path):
     ("changes", "words"),
     [
         ({"in_channels": 9}, "takes 9 channels and gives 4.*inpainting"),
-        ({"addition_embed_type": "text_time"}, "SDXL.*addition_embed_type"),
+        ({"in_channels": 8}, "takes 8 channels and gives 4.*InstructPix2Pix"),
+        ({"addition_embed_type": "text_time"}, "wants pooled.*SDXL.*addition_embed_type"),
         ({"class_embed_type": "projection"}, "class embeddings.*class_embed_type"),
         ({"num_class_embeds": 10}, "class embeddings.*num_class_embeds"),
         ({"time_cond_proj_dim": 256}, "LCM.*time_cond_proj_dim"),
@@ -295,6 +303,13 @@ def test_a_scheduler_whose_step_is_not_affine_is_refused_by_name(changes, words)
         StableDiffusion(pipeline, "cpu", "other")
 
 
+def test_a_scheduler_without_betas_is_refused_by_name():
+    pipeline = random_pipeline()
+    pipeline.scheduler = EDMEulerScheduler()
+    with pytest.raises(ModelError, match="'other' is EDMEulerScheduler.*betas"):
+        StableDiffusion(pipeline, "cpu", "other")
+
+
 def test_a_tokenizer_without_an_end_is_refused_by_name():
     pipeline = random_pipeline()
     pipeline.tokenizer.model_max_length = int(1e30)
@@ -302,13 +317,65 @@ def test_a_tokenizer_without_an_end_is_refused_by_name():
         StableDiffusion(pipeline, "cpu", "other")
 
 
-@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "FluxPipeline", "DDPMPipeline"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "StableDiffusionXLImg2ImgPipeline",  # SDXL's refiner
+        "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLInstructPix2PixPipeline",
+        "StableDiffusionControlNetPipeline",
+        "LatentConsistencyModelPipeline",
+        "FluxPipeline",
+        "DDPMPipeline",
+    ],
+)
 def test_a_pipeline_of_another_family_is_refused_by_name(model_folder, tmp_path, kind):
     shutil.copytree(model_folder, tmp_path / "other")
     index = tmp_path / "other" / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": kind}))
     with pytest.raises(ModelError, match=f"other' is a {kind}; .*StableDiffusionPipeline"):
         load_model(tmp_path / "other", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["ControlNetModel", "UNet2DConditionModel"])
+def test_a_part_of_a_pipeline_is_refused_by_name(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": kind}))
+    with pytest.raises(ModelError, match=f"is a {kind}.*a whole one.*model_index.json"):
+        load_model(tmp_path, device="cpu")
+
+
+def test_an_older_folder_is_loaded(model_folder, tmp_path, inputs):
+    """As written years ago: parts that are missing or null, and no word of what was added since."""
+    shutil.copytree(model_folder, tmp_path / "old")
+    index = tmp_path / "old" / "model_index.json"
+    parts = json.loads(index.read_text())
+    for name in (
+        "image_encoder",
+        "requires_safety_checker",
+        "safety_checker",
+        "_diffusers_version",
+    ):
+        parts.pop(name, None)
+    parts |= {"feature_extractor": [None, None], "scheduler": ["diffusers", "PNDMScheduler"]}
+    index.write_text(json.dumps(parts))
+    (tmp_path / "old" / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({
+            "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+            "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
+            "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1,
+        })
+    )  # fmt: skip
+    config = tmp_path / "old" / "unet" / "config.json"
+    known = json.loads(config.read_text())
+    for name in ("in_channels", "out_channels", "addition_embed_type", "time_cond_proj_dim"):
+        del known[name]
+    config.write_text(json.dumps(known))
+    old, new = (load_model(folder, device="cpu") for folder in (tmp_path / "old", model_folder))
+    x_t, t = inputs
+    with torch.no_grad():
+        assert torch.equal(*(one.predict(x_t, t, one.encode(["a"] * 3)) for one in (old, new)))
+    for name, numbers in vars(new.steps(Sampling(steps=7))).items():
+        assert torch.equal(vars(old.steps(Sampling(steps=7)))[name], numbers)
 
 
 def test_it_is_refused_before_its_weights_are_read(model_folder, tmp_path):
@@ -344,8 +411,30 @@ def test_half_precision_takes_the_half_sized_files(tmp_path):
     model = load_model(tmp_path, device="cpu", dtype=torch.bfloat16)
     assert {p.dtype for p in model.network.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.vae.parameters()} == {torch.float32}
-    with pytest.raises(ModelError):
-        load_model(tmp_path, device="cpu")
+    whole = load_model(tmp_path, device="cpu")  # there are no other files
+    assert {p.dtype for p in whole.network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_weights_that_are_pickled_are_refused_for_that_reason(model_folder, tmp_path, part):
+    shutil.copytree(model_folder, tmp_path / "other")
+    weights = next((tmp_path / "other" / part).glob("*.safetensors"))
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(ModelError, match="other'.*only as .bin files.*run any code.*save_pretrain"):
+        load_model(tmp_path / "other", device="cpu")
+
+
+def test_so_they_are_on_the_hub(monkeypatch):
+    """By the words in which diffusers says so when it lists a repository's files."""
+
+    def files(name):
+        listed = ["unet/diffusion_pytorch_model.bin"]
+        _get_ignore_patterns({}, ["unet"], listed, True, False, False, False, False)
+
+    monkeypatch.setattr("pxpo.models.pipeline_kind", files)
+    with pytest.raises(ModelError, match="'ada/model'.*only as .bin files"):
+        load_model("ada/model", device="cpu")
 
 
 def test_a_gpu_works_in_the_half_precision_that_rounds_least():

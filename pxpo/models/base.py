@@ -22,6 +22,9 @@ from .memory import Folding
 
 AnySampling = TypeVar("AnySampling", bound=Sampling)
 
+Size = tuple[int | None, int | None]
+"""Height and width of images in pixels; None is the model's own."""
+
 Cond = dict[str, Tensor]
 """What the network is told besides x_t and t: tensors (B, ...) by the names the family gives."""
 
@@ -48,6 +51,10 @@ class DiffusionModel(Folding, ABC):
     @abstractmethod
     def encode(self, prompts: list[str]) -> Cond:
         """What the network is told of each prompt, float32 on the model's device."""
+
+    def unconditional(self) -> Cond:
+        """What the network is told of no prompt, (1, ...) by name: guidance leads away from it."""
+        return self.encode([""])
 
     @abstractmethod
     def call_network(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -98,7 +105,7 @@ class DiffusionModel(Folding, ABC):
     ) -> Tensor:
         """The network's output (B, C, h, w) float32, with classifier-free guidance.
 
-        x_t: (B, C, h, w). t: (B,) training times. uncond: of one empty prompt, needed unless
+        x_t: (B, C, h, w). t: (B,) training times. uncond: that of no prompt, needed unless
         guidance_scale is 1. Gradients flow through both halves, which are one batched call.
         """
         x_t, t = x_t.to(self.device), t.to(self.device)
