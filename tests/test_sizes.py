@@ -12,6 +12,7 @@ from PIL import Image
 from pxpo import RewardSpec, begin, finish, generate, load_model, load_run, settings_for, teach
 from pxpo import __main__ as cli
 from pxpo.card import write_folder
+from pxpo.credit import downsample
 from pxpo.errors import RunError, SettingError
 from pxpo.models import StableDiffusion
 from pxpo.rollout import Noise, rollout
@@ -139,3 +140,24 @@ def test_a_run_of_another_size_is_not_opened_in_the_studio(model_folder, segment
     with pytest.raises(RunError, match="24 × 16 pixels.*16 × 16.*--width 24 --height 16"):
         square.run(run.id)
     assert Studio(wide, segmenter, tmp_path).run(run.id).size == (16, 24)
+
+
+def test_the_page_shows_it_unsquashed_and_paint_is_meant_where_it_was_put(
+    model_folder, segmenter, tmp_path
+):
+    from pxpo.ui import Page
+    from pxpo.ui.parts import large
+
+    model = load_model(model_folder, device="cpu", size=(24, 32))
+    studio = Studio(model, segmenter, tmp_path)
+    page = Page(studio)
+    page.build()
+    assert page.canvas.editor.canvas_size == (512, 384)
+    run = finish(studio.start(prompt="a", steps=2, rank=2))
+    assert large(run.picture).size == large(run.picture.transpose(1, 2)).size[::-1] == (512, 384)
+    paint = Image.new("RGBA", (512, 384))
+    paint.paste((0, 255, 0, 255), (256, 0, 512, 96))
+    run = finish(studio.step(run.id, RewardSpec("paint"), paint, images=2))
+    wanted = torch.zeros(1, 24, 32)
+    wanted[:, :6, 16:] = 2
+    assert torch.equal(downsample(run.painted[0].paint[None], model.image_size), wanted)

@@ -26,7 +26,7 @@ from PIL import Image
 
 from ..rewards import painted_map
 from ..studio import Studio
-from .parts import CANVAS, large, served
+from .parts import large, on_canvas, served
 
 PLUS, MINUS = "+ more (green)", "− less (red)"
 GREEN, RED = ("#00FF00", 0.6), ("#FF0000", 0.6)
@@ -78,10 +78,11 @@ class Canvas:
     def __init__(self, studio: Studio, example: dict[str, str]) -> None:
         """example: what is shown where there is no run yet, as `opening_example` gives it."""
         self.studio, self.example = studio, example
+        height, width = studio.model.image_size
         self.brush = gr.Radio([PLUS, MINUS], value=PLUS, label="Brush", elem_id="hand")
         self.editor = gr.ImageEditor(
             type="pil", sources=(), transforms=(), layers=False, format="png",
-            canvas_size=(CANVAS, CANVAS), fixed_canvas=True, brush=brush(PLUS),
+            canvas_size=on_canvas(width, height), fixed_canvas=True, brush=brush(PLUS),
             eraser=gr.Eraser(24), label="The picture to paint on", show_label=False,
             elem_id="ed", height=600,
         )  # fmt: skip

@@ -21,7 +21,7 @@ from ..rewards import RewardSpec
 from ..rewards.wish import MET
 from ..run import SHOWING, Run
 from ..studio import Studio
-from .parts import CANVAS, errors_as_messages, large, refusal, served, throttled
+from .parts import errors_as_messages, large, on_canvas, refusal, served, throttled
 
 EXAMPLES = [
     ("nature landscape", 12),
@@ -153,7 +153,7 @@ class Events:
         """The file of the reward on the run's picture; None where there is none."""
         with contextlib.suppress(PxpoError):  # Step says what is missing
             picture = self.studio.heat(self.studio.run(run_id), reward)
-            return served(picture.resize((CANVAS, CANVAS)))
+            return served(picture.resize(on_canvas(*picture.size)))
         return None
 
     def progress(

@@ -24,7 +24,7 @@ from ..plots import to_picture
 from ..settings import Settings
 from ..store import write_whole
 
-CANVAS = 512  # pixels, a side
+CANVAS = 512  # pixels, along the longer side
 BETWEEN_SIGNS = 0.3  # seconds
 STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4"
 
@@ -100,9 +100,16 @@ def opening_example(model: DiffusionModel) -> dict[str, str]:
 # Pictures and fields.
 
 
+def on_canvas(width: int, height: int) -> tuple[int, int]:
+    """The width and height of such a picture on the canvas."""
+    longer = max(width, height)
+    return round(CANVAS * width / longer), round(CANVAS * height / longer)
+
+
 def large(image: Tensor) -> Image.Image:
     """A picture of the canvas's size from (3, H, W) in [0, 1] or (H, W, 3) uint8."""
-    return to_picture(image).resize((CANVAS, CANVAS), Image.Resampling.LANCZOS)
+    picture = to_picture(image)
+    return picture.resize(on_canvas(*picture.size), Image.Resampling.LANCZOS)
 
 
 def served(picture: Image.Image) -> str:
