@@ -100,7 +100,7 @@ def rollout(
         )
     sampling = model.filled(sampling)
     steps = model.steps(sampling)
-    cond, uncond = model.encode(list(prompts)), model.unconditional()
+    cond, uncond = model.encode(prompts), model.unconditional()
     drawn = torch.stack([one.draw(model.latent_shape, len(steps)) for one in noise], dim=1)
     latents, z = [drawn[0]], drawn[1:]  # (B, C, h, w), (T, B, C, h, w)
     outputs = torch.empty_like(z)
@@ -119,10 +119,6 @@ def rollout(
         latents.append(x_prev)
         yield Progress(phase, index + 1, len(steps), x_0)
     return Trajectory(
-        torch.stack(latents), outputs, z, steps, _on_cpu(cond), _on_cpu(uncond),
+        torch.stack(latents), outputs, z, steps, cond, uncond,
         sampling.guidance_scale, model.decode(latents[-1]),
     )  # fmt: skip
-
-
-def _on_cpu(cond: Cond) -> Cond:
-    return {name: value.cpu() for name, value in cond.items()}

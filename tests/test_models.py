@@ -54,6 +54,19 @@ def test_non_square_sizes_are_height_then_width():
     assert model.image_size == (12, 20)
 
 
+def test_each_prompt_is_encoded_once_where_the_text_encoder_stays(model, monkeypatch):
+    encoded, real = [], model.text_encoder.forward
+    monkeypatch.setattr(
+        model.text_encoder,
+        "forward",
+        lambda ids, **how: encoded.append(len(ids)) or real(ids, **how),
+    )
+    both = model.encode(["a b", "c", "a b"])["text"]
+    assert torch.equal(both[0], both[2]) and not torch.equal(both[0], both[1])
+    assert torch.equal(model.encode(["c"])["text"][0], both[1])
+    assert encoded == [1, 1] and both.device.type == "cpu"
+
+
 def test_prompts_are_encoded_as_the_stock_pipeline_does():
     pipeline = random_pipeline()
     model = StableDiffusion(pipeline, "cpu", "random")

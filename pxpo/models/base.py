@@ -6,8 +6,9 @@ one call of its network, knows its steps, and decodes. Guidance is the same for 
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -47,10 +48,17 @@ class DiffusionModel(Folding, ABC):
     def __init__(self, device: str) -> None:
         super().__init__(device)
         self.busy = False
+        self._encoded = functools.lru_cache(maxsize=32)(self.encode_one)
 
     @abstractmethod
-    def encode(self, prompts: list[str]) -> Cond:
-        """What the network is told of each prompt, float32 on the model's device."""
+    def encode_one(self, prompt: str) -> Cond:
+        """What the network is told of a prompt, (1, ...) float32 on the CPU, where the text
+        encoders stay: each prompt is encoded once, and a card has better use for its memory."""
+
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        """What the network is told of each prompt, (B, ...) float32 on the CPU."""
+        each = [self._encoded(prompt) for prompt in prompts]
+        return {name: torch.cat([one[name] for one in each]) for name in each[0]}
 
     def unconditional(self) -> Cond:
         """What the network is told of no prompt, (1, ...) by name: guidance leads away from it."""

@@ -34,7 +34,7 @@ class StableDiffusion(UNetModel):
         check_tokenizer(name, pipeline.tokenizer)
         super().__init__(pipeline, device, name, size)
         self.tokenizer = pipeline.tokenizer
-        self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval().to(device)
+        self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval()
         self.defaults = TINY_WORLD_S if self._knows_few_words else DEFAULTS
 
     @property
@@ -48,9 +48,9 @@ class StableDiffusion(UNetModel):
         return [word for word in words if len(self.tokenizer.tokenize(word)) > 1]
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Cond:
-        """{"text": (B, L, D)}."""
+    def encode_one(self, prompt: str) -> Cond:
+        """{"text": (1, L, D)}."""
         tokens = self.tokenizer(
-            prompts, padding="max_length", truncation=True, return_tensors="pt"
+            prompt, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
-        return {"text": self.text_encoder(tokens.to(self.device)).last_hidden_state.float()}
+        return {"text": self.text_encoder(tokens).last_hidden_state.float()}

@@ -36,12 +36,12 @@ class StableDiffusionXL(UNetModel):
         for tokenizer in self.tokenizers:
             check_tokenizer(name, tokenizer)
         super().__init__(pipeline, device, name, size)
-        self.text_encoders = [one.requires_grad_(False).eval().to(device) for one in text_encoders]
+        self.text_encoders = [one.requires_grad_(False).eval() for one in text_encoders]
         self.zero_without_prompt = pipeline.config.force_zeros_for_empty_prompt
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Cond:
-        """{"text": (B, L, D), "pooled": (B, P), "time_ids": (B, 6)}.
+    def encode_one(self, prompt: str) -> Cond:
+        """{"text": (1, L, D), "pooled": (1, P), "time_ids": (1, 6)}.
 
         text: both encoders' last hidden states but one. pooled: the second's embedding. time_ids:
         the picture's original size, what was cropped above and to the left, and the size wanted.
@@ -49,15 +49,14 @@ class StableDiffusionXL(UNetModel):
         hidden = []
         for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
             tokens = tokenizer(
-                prompts, padding="max_length", truncation=True, return_tensors="pt"
+                prompt, padding="max_length", truncation=True, return_tensors="pt"
             ).input_ids
-            out = encoder(tokens.to(self.device), output_hidden_states=True)
+            out = encoder(tokens, output_hidden_states=True)
             hidden.append(out.hidden_states[-2].float())
-        time_ids = torch.tensor([*self.image_size, 0.0, 0.0, *self.image_size], device=self.device)
         return {
             "text": torch.cat(hidden, dim=-1),
             "pooled": out.text_embeds.float(),
-            "time_ids": time_ids.expand(len(prompts), -1),
+            "time_ids": torch.tensor([[*self.image_size, 0.0, 0.0, *self.image_size]]),
         }
 
     def unconditional(self) -> Cond:

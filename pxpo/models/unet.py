@@ -167,7 +167,8 @@ class UNetModel(DiffusionModel):
         t = round(LITTLE_NOISE * self.scheduler.config.num_train_timesteps)
         alpha = self.scheduler.alphas_cumprod[t]
         noise = torch.randn(1, *self.latent_shape, generator=torch.Generator().manual_seed(0))
-        uncond, hidden, found = self.unconditional(), list[Tensor](), list[Tensor]()
+        hidden, found = list[Tensor](), list[Tensor]()
+        uncond = {n: value.to(self.device) for n, value in self.unconditional().items()}
 
         def work(part: slice) -> None:
             x_0 = self._encode_some((images[part] * 2 - 1).to(self.device))
