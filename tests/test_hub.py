@@ -40,8 +40,9 @@ def hub(monkeypatch):
     hub.server_close()
 
 
-@pytest.fixture
-def run(model):
+@pytest.fixture(scope="module")
+def run(model_folder):
+    model = load_model(model_folder, device="cpu")
     settings = settings_for("paint", prompt="a lake", steps=3, rank=2, shown=2, images=2, seed=7)
     return taught(model, finish(begin(model, settings, random_lora(model))))
 
@@ -53,9 +54,14 @@ def taught(model, run):
     return finish(teach(model, run, reward, judge(run.trajectory.images), judge))
 
 
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory):
+    return write_folder(run, tmp_path_factory.mktemp("written") / "lora")
+
+
 @pytest.fixture
-def folder(run, tmp_path):
-    return write_folder(run, tmp_path / "lora")
+def folder(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "lora")
 
 
 def code_of(folder) -> str:
