@@ -134,7 +134,7 @@ class Learning(_Validated):
         choices=("exact", "detached"),
     )
     timesteps: float = _setting(
-        0.5, "share of the steps that are learnt from, drawn at random", above=0.0, high=1.0
+        0.25, "share of the steps that are learnt from, drawn at random", above=0.0, high=1.0
     )
 
 

@@ -61,7 +61,7 @@ def test_every_module_has_its_layer():
     assert names - {"__init__", "__pycache__"} == set(LAYER)
 
 
-@pytest.mark.parametrize("module", LAYER)
+@pytest.mark.parametrize("module", sorted(LAYER))
 def test_a_module_imports_only_from_below(module):
     allowed = {other for other, height in LAYER.items() if height < LAYER[module]} | {module}
     for file in files(module):

@@ -212,7 +212,7 @@ def test_one_recipe_is_for_all_three_experiments():
 
 def test_the_recipe_is_a_step_of_known_size_on_the_run_s_own_picture_and_others():
     settings = settings_for("paint")
-    assert (settings.strength, settings.hold, settings.timesteps) == (0.03, 0.1, 0.5)
+    assert (settings.strength, settings.hold, settings.timesteps) == (0.03, 0.1, 0.25)
     assert (settings.baseline, settings.step_weights, settings.noise) == ("location", "flat", "own")
     assert (settings.images, settings.updates) == (None, 8)
 
