@@ -1,4 +1,4 @@
-"""Work and memory of Stable Diffusion on a card, counted: `python tests/counting.py`, a minute.
+"""Work and memory of Stable Diffusion on a card, counted: `python -m tests.counting`.
 
 Nothing is loaded and nothing computed: the networks have their exact shapes on PyTorch's meta
 device, where each operation only says how large its result is. With a GPU, `--device cuda` runs the
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from pxpo.embedded import SINGLE_FILE
 from pxpo.lora import TARGETS
 
 A10G_PEAK, SHARE = 70e12, 1 / 3
@@ -33,40 +35,24 @@ A10G_PEAK, SHARE = 70e12, 1 / 3
 
 @dataclass(frozen=True)
 class Shape:
-    """unet: of its config, where it is not Stable Diffusion 1's. sides: of pictures, in pixels.
-    encoders: parameters of its text encoders, in millions."""
+    """configs: the folder of its parts' configs. sides: of pictures, in pixels. encoders:
+    parameters of its text encoders, in millions."""
 
-    unet: dict[str, Any]
+    configs: Path
     sides: tuple[int, ...]
-    encoders: float
+    encoders: int
     steps: int = 50
 
 
 SHAPES = {
-    "Stable Diffusion 1.4": Shape({"cross_attention_dim": 768}, (384, 512, 768), 123),
-    "SDXL": Shape(
-        {
-            "cross_attention_dim": 2048,
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2, 10),
-            "attention_head_dim": (5, 10, 20),
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-        (768, 1024, 1280),
-        818,
-    ),
+    "Stable Diffusion 1.4": Shape(SINGLE_FILE / "v1", (384, 512, 768), 123),
+    "SDXL": Shape(SINGLE_FILE / "xl_base", (768, 1024, 1280), 818),
 }
-VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-}
+
+
+def shaped(kind: Any, config: Path) -> Any:
+    """A network of diffusers in the shape that a folder's config says."""
+    return kind.from_config(kind.load_config(config))
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -134,8 +120,10 @@ class Counted:
     def __init__(self, shape: Shape, device: str) -> None:
         self.shape, self.device = shape, device
         with torch.device(device):
-            self.unet = UNet2DConditionModel(sample_size=64, **shape.unet).half()
-            self.vae = AutoencoderKL(**VAE)
+            self.unet = UNet2DConditionModel.from_config(
+                UNet2DConditionModel.load_config(shape.configs / "unet")
+            ).half()
+            self.vae = AutoencoderKL.from_config(AutoencoderKL.load_config(shape.configs / "vae"))
             self.unet.requires_grad_(False).eval()
             self.vae.requires_grad_(False).eval()
             self.unet.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=list(TARGETS)))
@@ -153,13 +141,13 @@ class Counted:
         """The UNet's output for `count` latents."""
         half = {"dtype": torch.half, "device": self.device}
         more = {}
-        if "addition_embed_type" in self.shape.unet:
+        if self.unet.config.addition_embed_type:
             ids = torch.zeros(count, 6, **half)
             more = {"text_embeds": torch.zeros(count, 1280, **half), "time_ids": ids}
         return self.unet(
             torch.zeros(count, 4, side // 8, side // 8, **half),
             torch.zeros(count, device=self.device),
-            torch.zeros(count, 77, self.shape.unet["cross_attention_dim"], **half),
+            torch.zeros(count, 77, self.unet.config.cross_attention_dim, **half),
             added_cond_kwargs=more,
         ).sample
 
@@ -222,7 +210,7 @@ def main() -> None:
             continue
         model = Counted(shape, options.device)
         print(f"\n{name}: weights on the card {model.weights:.1f} GB; its text encoders, "
-              f"{shape.encoders:.0f} M parameters, stay in the host's memory\n")  # fmt: skip
+              f"{shape.encoders} M parameters, stay in the host's memory\n")  # fmt: skip
         print("| picture | part | TFLOP | GB | seconds |\n|---|---|---|---|---|")
         for side in shape.sides:
             with counting(options.device):

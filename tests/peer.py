@@ -1,4 +1,4 @@
-"""DDPO by TRL's trainer and by ours, side by side: `python tests/peer.py`, half an hour on a CPU.
+"""DDPO by TRL's trainer and by ours, side by side: `python -m tests.peer`.
 
 Wants TRL beside the project: `pip install trl==0.22.2`, the last version that has the trainer. Both
 open the same diffusers folder and learn the same: prompt, batch, steps, guidance, rank, targets,
@@ -19,21 +19,19 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
+import torch
 
-from pxpo import ColorReward, Noise, adapter, finish, load_model, new_lora, rollout  # noqa: E402
-from pxpo.credit import downsample, latent_credit  # noqa: E402
-from pxpo.embedded import TINY_WORLD  # noqa: E402
-from pxpo.lora import TARGETS  # noqa: E402
-from pxpo.run import WEIGHT_DECAY  # noqa: E402
-from pxpo.settings import Settings  # noqa: E402
-from pxpo.update import update  # noqa: E402
+from pxpo import ColorReward, Noise, adapter, finish, load_model, new_lora, rollout
+from pxpo.credit import downsample, latent_credit
+from pxpo.embedded import TINY_WORLD
+from pxpo.lora import TARGETS
+from pxpo.run import WEIGHT_DECAY
+from pxpo.settings import Settings
+from pxpo.update import update
 
 PROMPT, BATCH, STEPS, GUIDANCE, RANK, RATE = "red taxi in traffic", 8, 20, 3.0, 4, 3e-4
 
@@ -69,6 +67,7 @@ def ours(**how: Any) -> Epochs:
 
 def trl() -> Epochs:
     warnings.simplefilter("ignore")
+    from accelerate import PartialState
     from peft import LoraConfig
     from trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
 
@@ -92,6 +91,7 @@ def trl() -> Epochs:
             sample_num_batches_per_epoch=1, train_batch_size=BATCH, train_learning_rate=RATE,
             project_kwargs={"project_dir": logs}, logdir=logs,
         )  # fmt: skip
+        PartialState()  # without it, TRL's own warning is an error
         pipeline = WithLora(str(TINY_WORLD))
         trainer = DDPOTrainer(config, judge, lambda: (PROMPT, {}), pipeline)
         for epoch in range(10**9):
@@ -129,7 +129,15 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
     for _ in range(options.turns):
         for name, lines in found.items():
-            command = [sys.executable, __file__, "--one", name, "--epochs", str(options.epochs)]
+            command = [
+                sys.executable,
+                "-m",
+                "tests.peer",
+                "--one",
+                name,
+                "--epochs",
+                str(options.epochs),
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")

@@ -17,8 +17,8 @@ from ..errors import PxpoError
 
 logger = logging.getLogger(__name__)
 
-MOST_ON_GPU = {"sample": 64, "learn": 64, "decode": 16}
-MOST_ON_CPU = {"sample": 64, "learn": 32, "decode": 16}
+MOST_ON_GPU = {"sample": 64, "learn": 64, "decode": 16, "features": 16}
+MOST_ON_CPU = {"sample": 64, "learn": 32, "decode": 16, "features": 16}
 """Items at a time, by kind of work: more are no faster."""
 
 SPARED, SHARE = 2**30, 0.85
@@ -36,8 +36,9 @@ class Folding:
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         on_gpu = self.device.type == "cuda"
-        self._largest = dict(MOST_ON_GPU if on_gpu else MOST_ON_CPU)
-        self._unmeasured = set(self._largest) if on_gpu else set()
+        self._most = MOST_ON_GPU if on_gpu else MOST_ON_CPU
+        self._largest = dict(self._most)
+        self._unmeasured = set(self._most) if on_gpu else set()
 
     def relieve(self, kind: str) -> bool:
         """Make this kind of work need less memory from now on; False where there is no way left."""
@@ -65,6 +66,9 @@ class Folding:
                     self._largest[kind] = size // 2
                     logger.warning("out of memory: going on with %d at a time", size // 2)
                 elif self.relieve(kind):
+                    self._largest[kind] = self._most[kind]  # what was learnt of it holds no more
+                    if self.device.type == "cuda":
+                        self._unmeasured.add(kind)
                     logger.warning("out of memory: going on with less, and more slowly")
                 else:
                     raise PxpoError(

@@ -104,12 +104,12 @@ class UNetModel(DiffusionModel):
         self.latents_std = torch.tensor(std, device=device).view(1, -1, 1, 1)
 
     def relieve(self, kind: str) -> bool:
-        """Learning: activations are computed again for the backward pass, a third more time.
-        Decoding: in tiles, whose seams are blended."""
+        """Learning: activations are computed again for the backward pass, a third more time. What
+        needs the VAE: in tiles, whose seams are blended."""
         if kind == "learn" and not self.network.is_gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
             return True
-        if kind == "decode" and not self.vae.use_tiling:
+        if kind in ("decode", "features") and not self.vae.use_tiling:
             self.vae.enable_tiling()
             return True
         return False
@@ -182,7 +182,7 @@ class UNetModel(DiffusionModel):
         )
         try:
             with without_lora(self) if self.busy else nullcontext():
-                for _ in self.fold("decode", len(images), work):
+                for _ in self.fold("features", len(images), work):
                     pass
         finally:
             hook.remove()

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextModel
 
 from pxpo import (
     ColorReward,
@@ -24,11 +24,12 @@ from pxpo import (
     load_model,
     settings_for,
 )
+from pxpo.embedded import SINGLE_FILE
 from pxpo.models import StableDiffusion
 from pxpo.models.base import some
 from pxpo.settings import Settings
 from pxpo.strength import relative_change
-from tests.conftest import letters_tokenizer
+from tests.conftest import random_pipeline, text_config
 
 from .common import Lab, table
 
@@ -42,46 +43,20 @@ WAYS: dict[str, dict[str, Any]] = {
 SMALL = {"steps": 5, "images": 2, "timesteps": 1.0}  # for models that a CPU can hardly bear
 
 
-def random_model(unet: dict[str, Any], name: str) -> DiffusionModel:
-    """A pipeline around a UNet of this shape; all of its weights are random."""
-    torch.manual_seed(0)
-    tokenizer = letters_tokenizer(77)
-    width = unet["cross_attention_dim"]
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width,
-            num_hidden_layers=1, num_attention_heads=8, projection_dim=width,
-            bos_token_id=0, eos_token_id=1, pad_token_id=1,
-        )
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1,
-    )  # fmt: skip
-    pipeline = StableDiffusionPipeline(
-        vae, text, tokenizer, UNet2DConditionModel(sample_size=16, **unet), scheduler, None, None,
-        requires_safety_checker=False,
-    )  # fmt: skip
+SHAPES = {"Stable Diffusion 1.4's shape": "v1", "SDXL's shape": "xl_base"}
+"""Of UNets, by the folders of their configs."""
+
+
+def random_model(shape: str, name: str) -> DiffusionModel:
+    """A pipeline around a UNet of this shape, told nothing but a prompt; all weights are random."""
+    pipeline = random_pipeline()
+    config = UNet2DConditionModel.load_config(SINGLE_FILE / shape / "unet")
+    unet = UNet2DConditionModel.from_config(
+        {**config, "sample_size": 16, "addition_embed_type": None}
+    )
+    text_encoder = CLIPTextModel(text_config(layers=1, width=config["cross_attention_dim"]))
+    pipeline.register_modules(unet=unet, text_encoder=text_encoder)
     return StableDiffusion(pipeline, "cpu", name)
-
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "Stable Diffusion 1.4's shape": {"cross_attention_dim": 768},
-    "SDXL's shape": {
-        "cross_attention_dim": 2048,
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "use_linear_projection": True,
-    },
-}
-"""UNets by what their config says; the rest of it is diffusers' default, which is SD 1's."""
 
 
 def moved(model: DiffusionModel, settings: Settings) -> list[float]:
