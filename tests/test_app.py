@@ -363,6 +363,7 @@ def test_without_paint_step_is_refused_over_the_editor_and_beside_step(page):
     assert not page.get_by_text("Paint + or −").count()
     press(page, "step", "Step 2 ·")  # the wish goes on
     page.locator("#heat img").wait_for(timeout=PATIENCE)
+    settle(page)  # strokes that are still on their way off the canvas would count as new ones
     press(page, "forget", "Forgotten")
     page.locator("#heat img").wait_for(state="hidden", timeout=PATIENCE)
     page.locator("#step").click()
