@@ -61,6 +61,9 @@ def make_parser() -> argparse.ArgumentParser:
     add_run(again)
     again.add_argument("--model", help="where the run's model lies now, if it was moved")
     again.add_argument("--updates", type=int, help="updates in all, to train longer than planned")
+    for kind in REWARDS.values():
+        for option in kind.options if kind.recorded else ():  # which may have moved or changed
+            add_option(again, option)
 
     zipped = commands.add_parser("pack", help="pack a run into a zip that the page takes")
     zipped.set_defaults(command=pack_run)
@@ -160,7 +163,7 @@ def start(options: argparse.Namespace) -> int:
     lora = pull(options.lora) if options.lora else None
     if lora:
         changes = {"rank": lora.rank, **changes}
-    spec, tools = spec_of(options), Tools(best_device())
+    spec, tools = spec_of(options), Tools(best_device(), code=True)
     if spec.exact:  # the maps are of the run's own picture
         changes = {"noise": "own", "images": 1, "baseline": "none", **changes}
     changes = {**prompt_of(kind), **changes}
@@ -195,13 +198,11 @@ def painted(run: Run, reward_map: Tensor) -> Run:
 
 
 def spec_of(options: argparse.Namespace) -> RewardSpec:
-    """The reward that was asked for, with whole paths, so that it means the same elsewhere."""
+    """The reward that was asked for, as a run keeps it."""
     chosen = given(options, "option_")
-    paths = {option.name for option in options.kind.options if option.path}
-    chosen = {n: resolved(value) if n in paths else value for n, value in chosen.items()}
     if options.kind.by_hand and options.map and options.paper:
         chosen["exact"] = True
-    spec = RewardSpec(options.kind.name, chosen)
+    spec = RewardSpec(options.kind.name, chosen).recorded()
     if options.kind.by_hand and spec.by_hand != bool(options.map):
         raise SettingError(
             f"{spec.kind} needs either --map with a painted picture, or labels to paint by itself, "
@@ -249,11 +250,15 @@ def go_on(options: argparse.Namespace) -> int:
                 f"updates is {settings.updates}, but this run has {run.count} behind it already."
             )
         run = replace(run, settings=settings)
-    tools = Tools(best_device())
+    if anew := given(options, "option_"):
+        spec = spec.changed(**anew).recorded()
+        run = replace(run, reward=spec)
+    tools = Tools(best_device(), code=True)
     if not spec.by_hand:
         spec.make(tools)
     model = load_model(options.model or run.model_name, size=run.size)
-    return train(model, replace(run, model_name=resolved(model.name)), tools, folder)
+    run = replace(run, model_name=resolved(model.name))
+    return train(model, run, tools, folder, anew=bool(anew))
 
 
 def opened(place: Path) -> tuple[Run, Path]:
@@ -264,14 +269,16 @@ def opened(place: Path) -> tuple[Run, Path]:
     return run, folder
 
 
-def train(model: DiffusionModel, run: Run, tools: Tools, folder: Path) -> int:
+def train(
+    model: DiffusionModel, run: Run, tools: Tools, folder: Path, *, anew: bool = False
+) -> int:
     """Update until the run has its updates or its wish is met, saving after each; Ctrl-C keeps
-    what was done."""
+    what was done. anew: score again what has been shown."""
     spec, heat = run.reward, list[Image.Image]()
     assert spec is not None
     try:
         judge = judge_of(run, model, tools)
-        run = scored(run, spec, judge)
+        run = scored(run, spec, judge, anew=anew)
         save_run(run, folder)
         total = run.settings.updates
         with tqdm(total=total, initial=run.count, unit="update", desc="learning") as bar:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from .errors import RewardError, RunError
 from .lora import Lora, adapter, completed, new_lora, weights_of
 from .models import DiffusionModel
 from .progress import Progress
-from .rewards import Painted, Reward, RewardSpec, Tools, Wish, add_paint
+from .rewards import Painted, Reward, RewardSpec, Tools, Wish, add_paint, resolved
 from .rollout import Noise, Trajectory, derived_seed, joined, rollout
 from .settings import Sampling, Settings
 from .update import Report, update
@@ -290,11 +289,6 @@ def shown_noise(settings: Settings) -> list[Noise]:
     """The noise of the shown images: this seed first, then seeds that no update ever sees."""
     others = [derived_seed(settings.seed, 1, index) for index in range(1, settings.shown)]
     return [Noise(settings.seed), *(Noise(seed) for seed in others)]
-
-
-def resolved(name: str) -> str:
-    """A folder's whole path, so that it is found from another folder as well; a Hub id as it is."""
-    return str(Path(name).resolve()) if name and Path(name).exists() else name
 
 
 def _judged(run: Run) -> Trajectory:

@@ -149,6 +149,10 @@ class Studio:
             raise RewardError(
                 "here paint is a wish, which holds on any picture; exact is for the command line."
             )
+        if not reward.declared.public:
+            raise RewardError(
+                f"the reward {reward.kind!r} is for the command line alone; take another here."
+            )
         if not reward.declared.available(self.tools):
             raise RewardError(
                 f"the reward {reward.kind!r} is not offered here, as its model is not on this "
