@@ -97,6 +97,7 @@ def add_reward(parser: argparse.ArgumentParser, kind: RewardKind) -> None:
             "With --exact or --paper one for each update, the last stays",
         )
     parser.add_argument("--paper", action="store_true", help="the paper's exact recipe")
+    parser.add_argument("--prompts", type=Path, help="a text file of more prompts, one a line")
     parser.add_argument("--model", help="folder, .safetensors file or Hub id (Tiny World)")
     for side in ("height", "width"):
         parser.add_argument(
@@ -138,14 +139,15 @@ def add_setting(parser: argparse.ArgumentParser, entry: Field, default: Any) -> 
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
-    choices = entry.metadata["choices"]
+    choices, several = entry.metadata["choices"], entry.metadata["several"]
     usual = "the model's own" if default is None else default if default != "" else "empty"
     parser.add_argument(
         "--" + entry.name.replace("_", "-"),
         dest="setting_" + entry.name,
         type=parse,
+        action="append" if several else "store",
         metavar="|".join(choices) if choices else entry.metadata["kind"].__name__.upper(),
-        help=f"{entry.metadata['help']} ({usual})".replace("%", "%%"),
+        help=f"{entry.metadata['help']}{'; repeatable' * several} ({usual})".replace("%", "%%"),
     )
 
 
@@ -159,7 +161,7 @@ def given(options: argparse.Namespace, prefix: str) -> dict[str, Any]:
 
 
 def start(options: argparse.Namespace) -> int:
-    kind, changes = options.kind, given(options, "setting_")
+    kind, changes = options.kind, changes_of(options)
     lora = pull(options.lora) if options.lora else None
     if lora:
         changes = {"rank": lora.rank, **changes}
@@ -168,6 +170,11 @@ def start(options: argparse.Namespace) -> int:
         changes = {"noise": "own", "images": 1, "baseline": "none", **changes}
     changes = {**prompt_of(kind), **changes}
     settings = settings_for(kind.experiment, paper=options.paper, **changes)
+    if spec.exact and len(settings.prompts) > 1:
+        raise SettingError(
+            f"--exact and --paper take --map for the picture of one prompt; there are "
+            f"{len(settings.prompts)}."
+        )
     if lora and lora.rank != settings.rank:
         raise SettingError(
             f"rank is {settings.rank}, but the LoRA {options.lora!r} has {lora.rank}; leave it out."
@@ -181,13 +188,29 @@ def start(options: argparse.Namespace) -> int:
         check_free(options.out)
     size = (options.height, options.width)
     model = load_model(resolved(options.model or "") or None, size=size)
-    for word in model.unknown_words(settings.prompt):
+    for word in model.unknown_words(f"{settings.prompt} {settings.held_out_prompt}"):
         print(f"note: {Path(model.name).name} never learnt the word {word!r}", file=sys.stderr)
     run = watched(begin(model, settings, lora, reward=spec), "first images")
     for path in options.map or ():
         run = painted(run, read_paint(path, run.picture))
     folder = claim(options.out or new_folder(Path("runs"), kind.name))
     return train(model, run, tools, folder)
+
+
+def changes_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were asked for; of several texts, one a line."""
+    changes = given(options, "setting_")
+    if options.prompts:
+        try:
+            more = options.prompts.read_text(encoding="utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(
+                f"the prompts in {str(options.prompts)!r} cannot be read ({error})."
+            ) from error
+        if not more:
+            raise SettingError(f"there is no prompt in {str(options.prompts)!r}.")
+        changes["prompt"] = [*changes.get("prompt", ()), more]
+    return {name: "\n".join(v) if isinstance(v, list) else v for name, v in changes.items()}
 
 
 def painted(run: Run, reward_map: Tensor) -> Run:

@@ -251,7 +251,9 @@ class Studio:
 
     def _settings(self, last: Settings, changes: dict[str, Any]) -> Settings:
         """The defaults, for this run's prompt, seed and way of sampling, with `changes` on top."""
-        fixed = ("prompt", "seed", "steps", "guidance_scale", "eta", "rank", "shown")
+        fixed = (
+            "prompt", "held_out_prompt", "seed", "steps", "guidance_scale", "eta", "rank", "shown",
+        )  # fmt: skip
         same = {name: getattr(last, name) for name in fixed}
         return self.model.filled(settings_for("paint", **{**same, **changes}))
 
