@@ -223,8 +223,8 @@ def configured(options: argparse.Namespace) -> argparse.Namespace:
     values = vars(options.parser.parse_args(flags))
     if options.prompts or options.setting_prompt:
         values |= {"prompts": None, "setting_prompt": None}
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    return argparse.Namespace(**{**values, **given})
+    winning = {name: value for name, value in vars(options).items() if value is not None}
+    return argparse.Namespace(**{**values, **winning})
 
 
 def asked(options: argparse.Namespace, run: Run) -> dict[str, Any]:

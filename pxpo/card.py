@@ -120,7 +120,8 @@ def write_folder(run: Run, folder: Path, *, repo: str = "", with_base: bool = Fa
     save_lora(run.lora, folder)
     for name, update in (("before", run.updates[0]), ("after", run.updates[-1])):
         to_picture(update.shown[0]).save(folder / f"{name}.png")
-    evolution([update.shown for update in run.updates]).save(folder / "strip.png")
+    seeds = run.settings.shown  # held-out prompts come after these
+    evolution([update.shown[:seeds] for update in run.updates]).save(folder / "strip.png")
     curve = score_curve(run)
     if curve:
         curve.savefig(folder / "reward.png")

@@ -69,13 +69,13 @@ def test_the_readme_s_example_works_and_is_resumed(here, model_folder):
 def test_a_function_a_class_or_a_kind_is_a_reward(here, code):
     (here / "mine.py").write_text(code)
     (here / "beside.py").write_text(RED)
-    assert torch.equal(own("mine.py:red").make(CODE)(IMAGES), IMAGES[:, 0])
+    assert torch.equal(own("mine.py:red").recorded().make(CODE)(IMAGES), IMAGES[:, 0])
 
 
 def test_it_cannot_change_the_images_that_are_learnt_from(here):
     (here / "mine.py").write_text("def zero(images):\n    return images.zero_()[:, 0]\n")
     images = IMAGES.clone()
-    own("mine.py:zero").make(CODE)(images)
+    own("mine.py:zero").recorded().make(CODE)(images)
     assert torch.equal(images, IMAGES)
 
 
@@ -111,7 +111,7 @@ def test_a_class_and_a_module_are_blamed_where_they_begin(here):
     )
     for name, line in (("f", 4), ("g", 7)):
         with pytest.raises(RewardError, match=f"line {line}: the maps have the shape"):
-            own(f"mine.py:{name}").make(CODE)(IMAGES)
+            own(f"mine.py:{name}").recorded().make(CODE)(IMAGES)
 
 
 def test_a_run_finds_its_file_again_and_refuses_a_changed_or_a_missing_one(
@@ -127,6 +127,8 @@ def test_a_run_finds_its_file_again_and_refuses_a_changed_or_a_missing_one(
     mine.write_text(RED.replace("return ", "return 1 + "))
     assert cli.main(more) == 2
     assert "has changed" in (said := capsys.readouterr().err) and f"--reward {mine}:red" in said
+    with pytest.raises(RewardError, match="not as it was recorded"):  # a run made by someone else
+        own(f"{mine}:red").make(CODE)
     mine.rename(here / "moved.py")
     assert cli.main(more) == 2
     assert f"{str(mine)!r} cannot be read" in capsys.readouterr().err

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from pxpo import RewardSpec, begin, finish, generate, learn, load_run, scored, settings_for
+from pxpo import (
+    RewardSpec,
+    begin,
+    finish,
+    generate,
+    learn,
+    load_run,
+    save_run,
+    scored,
+    settings_for,
+)
 from pxpo import __main__ as cli
 from pxpo.card import write_folder
 from pxpo.credit import latent_credit, per_location, standardise
@@ -18,6 +28,8 @@ from pxpo.lora import adapter
 from pxpo.rollout import Noise, rollout
 from pxpo.run import shown_noise, shown_prompts, training_noise, training_prompts
 from pxpo.settings import Credit, Settings
+from pxpo.store import pack
+from pxpo.studio import Studio
 
 SMALL = ["--steps", "2", "--images", "4", "--shown", "2", "--rank", "2"]
 
@@ -145,6 +157,16 @@ def test_a_resumed_run_of_several_prompts_equals_one_that_never_stopped(
     card = (straight / "lora" / "README.md").read_text(encoding="utf-8")
     assert "| prompt | `a lake / a hill / a tree / a road` |" in card
     assert "pipeline('a lake'," in card and (straight / "lora" / "reward.png").exists()
+
+
+def test_the_page_goes_on_with_a_run_of_several_prompts(model, segmenter, tmp_path):
+    studio = Studio(model, segmenter, tmp_path / "studio")
+    run = finish(begin(model, settings("a", "b", held_out_prompt="c")))
+    save_run(run, tmp_path / "run")
+    kept = studio.admit(pack(tmp_path / "run", tmp_path / "run.zip"))
+    kept = finish(studio.step(kept.id, RewardSpec("color"), images=4))
+    assert kept.settings.prompts == ("a", "b") and kept.settings.held_out_prompts == ("c",)
+    assert len(kept.updates[1].shown) == 5 and kept.latest[1].held_out_prompts is not None
 
 
 def test_what_cannot_be_is_refused_by_name(tmp_path, capsys):

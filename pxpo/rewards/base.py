@@ -109,12 +109,6 @@ class Option:
         raise RewardError(f"{self.name} is {value!r}; it must be {wanted}.")
 
 
-def whole_paths(options: Sequence[Option], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` with the whole paths of the folders that it names."""
-    folders = {option.name for option in options if option.path}
-    return {name: resolved(v) if name in folders else v for name, v in given.items()}
-
-
 MORE = Option("more", False, "more of it instead of less")
 
 
@@ -208,10 +202,10 @@ class RewardSpec:
 
     def recorded(self) -> RewardSpec:
         """The same, as a run keeps it: with whole paths, so that it means the same elsewhere."""
-        kind = self.declared
-        if kind.recorded:
-            return RewardSpec(self.kind, kind.recorded(**self.options))
-        return RewardSpec(self.kind, whole_paths(kind.options, self.options))
+        if self.declared.recorded:
+            return RewardSpec(self.kind, self.declared.recorded(**self.options))
+        folders = [option.name for option in self.declared.options if option.path]
+        return self.changed(**{name: resolved(self.options[name]) for name in folders})
 
     def changed(self, **options: Any) -> RewardSpec:
         return RewardSpec(self.kind, {**self.options, **options})

@@ -2,7 +2,8 @@
 
 NAME is a function of images (B, 3, H, W) in [0, 1] to maps (B, H, W), a class whose objects are
 that, made without arguments, or a RewardKind, taken with its options' defaults. It is code, so only
-Tools with `code` run it, those of the command line; a run names the file, and never holds it.
+Tools with `code` run it, those of the command line, and only as it was when it was recorded. A run
+names the file, and never holds it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .base import Option, Reward, RewardKind, Tools
 
 
 def place_of(reward: str) -> tuple[Path, str, str]:
-    """The file, the name and, where it is recorded, the digest in "FILE.py:NAME#DIGEST"."""
+    """The file, the name and the digest, if there is one yet, in "FILE.py:NAME#DIGEST"."""
     file, _, name = reward.rpartition(":")
     name, _, digest = name.partition("#")
     if not file.endswith(".py") or not name.isidentifier():
@@ -34,7 +35,7 @@ def place_of(reward: str) -> tuple[Path, str, str]:
 
 
 def recorded(reward: str) -> dict[str, str]:
-    """With the whole path, and a digest of the file as it is now unless it has one already."""
+    """With the whole path, and the file's digest as it is now unless it has one already."""
     file, name, digest = place_of(reward)
     return {"reward": f"{file.resolve()}:{name}#{digest or _digest(_content(file))}"}
 
@@ -59,10 +60,10 @@ def _load(reward: str, device: str) -> Reward:
     """The reward, checked each time that it judges."""
     path, name, digest = place_of(reward)
     content = _content(path)
-    if digest and digest != _digest(content):
+    if digest != _digest(content):
         raise RewardError(
-            f"{path} has changed since this run was begun; put it back, or name it anew, as with "
-            f"resume RUN --reward {path}:{name}"
+            f"{path} is not as it was recorded, so it has changed since; put it back, or name it "
+            f"anew: resume RUN --reward {path}:{name}"
         )
     with _blaming(path):
         what = getattr(_module(path), name, None)
