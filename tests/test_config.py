@@ -46,6 +46,7 @@ def test_the_file_makes_the_run_again(again, tmp_path):
     assert_alike(one, other)
     assert one.settings.prompts == ("a: lake", "- a hill") and one.reward.options["more"]
     written = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text(encoding="utf-8"))
+    assert written["prompt"] == ["a: lake", "- a hill"] and written["held_out_prompt"] == ["snow ☃"]
     assert written["command"] == "color" and written["guidance_scale"] == 7.5  # the model's own
 
 

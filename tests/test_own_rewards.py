@@ -167,10 +167,14 @@ def test_the_page_and_the_api_never_run_a_file_but_go_on_with_its_run(
     assert not (here / "ran").exists()
 
 
-def test_the_page_s_own_lists_leave_them_out():
-    api = pytest.importorskip("pxpo.ui.api")
-    assert not {"own", "mix"} & set(api.Kind.__args__) and "color" in api.Kind.__args__
+def test_the_page_and_the_api_do_not_offer_them(segmenter):
+    gradio, api = pytest.importorskip("gradio"), pytest.importorskip("pxpo.ui.api")
+    rewards = pytest.importorskip("pxpo.ui.rewards")
+    with gradio.Blocks():
+        tabs = rewards.RewardTabs(Tools(segmenter=segmenter)).tabs
     assert [name for name, kind in REWARDS.items() if not kind.public] == ["mix", "own"]
+    for offered in (set(api.Kind.__args__), set(tabs)):
+        assert "color" in offered and not {"own", "mix"} & offered
 
 
 def mix(*part: str) -> RewardSpec:

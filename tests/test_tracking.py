@@ -44,14 +44,15 @@ def test_a_tracker_hears_the_numbers_of_the_file_and_sees_the_pictures(
     model_folder, tmp_path, told
 ):
     out = tmp_path / "run"
-    assert run(model_folder, out, "--prompt", "a hill", "--log-with", "recorder") == 0
+    more = ["--prompt", "a hill", "--prompt", "a tree"]
+    assert run(model_folder, out, *more, "--log-with", "recorder") == 0
     verbs = [verb for verb, *_ in told]
     assert verbs == ["new", "start", "store_init_configuration", *["log", "log_images"] * 3,
                      "finish"]  # fmt: skip
     assert told[0] == ("new", "pxpo")
     about = told[2][1]
     assert about["strength"] == 0.03 and about["reward"] == "less blue"
-    assert about["model"] == str(model_folder) and about["prompt"] == "a lake\na hill"
+    assert about["model"] == str(model_folder) and about["prompt"] == "a lake\na hill\na tree"
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     kept = load_run(out)
     for number, (line, log, seen) in enumerate(zip(lines, told[3::2], told[4::2], strict=False)):
