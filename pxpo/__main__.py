@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Generator, Sequence
@@ -14,20 +14,21 @@ from typing import Any, NoReturn, TypeVar
 
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from .card import base_of, write_folder
+from .config import read_config, write_config
+from .embedded import TINY_WORLD
 from .errors import PxpoError, RewardError, RunError, SettingError
 from .hub import pull, push
 from .models import DiffusionModel, best_device, load_model
-from .plots import heat_map, strip
 from .progress import Progress
 from .rewards import REWARDS, Option, Painted, RewardKind, RewardSpec, Tools, painted_map
 from .rewards.wish import MET
 from .run import Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import EXPERIMENTS, Settings, checked, kind_of, settings_for
 from .store import check_free, claim, new_folder, open_run, pack, save_run
+from .tracking import check_trackers, heat_strip, tracked, write_metrics
 
 Result = TypeVar("Result")
 
@@ -60,7 +61,11 @@ def make_parser() -> argparse.ArgumentParser:
     again.set_defaults(command=go_on)
     add_run(again)
     again.add_argument("--model", help="where the run's model lies now, if it was moved")
+    add_trackers(again)
     again.add_argument("--updates", type=int, help="updates in all, to train longer than planned")
+    for kind in REWARDS.values():
+        for option in kind.options if kind.recorded else ():  # which may have moved or changed
+            add_option(again, option)
 
     zipped = commands.add_parser("pack", help="pack a run into a zip that the page takes")
     zipped.set_defaults(command=pack_run)
@@ -81,8 +86,16 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="the run's folder, or its zip from the page")
 
 
+def add_trackers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log-with", action="append", metavar="NAME",
+        help="a tracker that accelerate knows: tensorboard, wandb, trackio, ...; repeatable",
+    )  # fmt: skip
+
+
 def add_reward(parser: argparse.ArgumentParser, kind: RewardKind) -> None:
-    parser.set_defaults(command=start, kind=kind, map=None)
+    parser.set_defaults(command=start, kind=kind, map=None, parser=parser)
+    parser.add_argument("--config", type=Path, help="a run.yaml; other options win over it")
     for option in kind.options:
         add_option(parser, option)
     if kind.by_hand:
@@ -93,13 +106,17 @@ def add_reward(parser: argparse.ArgumentParser, kind: RewardKind) -> None:
             help="the run's picture painted green (+2) and red (-2); several add up to one wish. "
             "With --exact or --paper one for each update, the last stays",
         )
-    parser.add_argument("--paper", action="store_true", help="the paper's exact recipe")
+    parser.add_argument(
+        "--paper", action="store_true", default=None, help="the paper's exact recipe"
+    )
+    parser.add_argument("--prompts", type=Path, help="a text file of more prompts, one a line")
     parser.add_argument("--model", help="folder, .safetensors file or Hub id (Tiny World)")
     for side in ("height", "width"):
         parser.add_argument(
             f"--{side}", type=int, help="of the images, in pixels (the model's own)"
         )
     parser.add_argument("--lora", help="go on from this file, folder or Hub id of a LoRA")
+    add_trackers(parser)
     parser.add_argument("--out", type=Path, help="run folder (runs/<command>-<number>)")
     preset = {**EXPERIMENTS[kind.experiment], **prompt_of(kind)}
     for entry in fields(Settings):
@@ -135,14 +152,15 @@ def add_setting(parser: argparse.ArgumentParser, entry: Field, default: Any) -> 
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
-    choices = entry.metadata["choices"]
+    choices, several = entry.metadata["choices"], entry.metadata["several"]
     usual = "the model's own" if default is None else default if default != "" else "empty"
     parser.add_argument(
         "--" + entry.name.replace("_", "-"),
         dest="setting_" + entry.name,
         type=parse,
+        action="append" if several else "store",
         metavar="|".join(choices) if choices else entry.metadata["kind"].__name__.upper(),
-        help=f"{entry.metadata['help']} ({usual})".replace("%", "%%"),
+        help=f"{entry.metadata['help']}{'; repeatable' * several} ({usual})".replace("%", "%%"),
     )
 
 
@@ -156,20 +174,27 @@ def given(options: argparse.Namespace, prefix: str) -> dict[str, Any]:
 
 
 def start(options: argparse.Namespace) -> int:
-    kind, changes = options.kind, given(options, "setting_")
+    options = configured(options)
+    kind, changes = options.kind, changes_of(options)
     lora = pull(options.lora) if options.lora else None
     if lora:
         changes = {"rank": lora.rank, **changes}
-    spec, tools = spec_of(options), Tools(best_device())
+    spec, tools = spec_of(options), Tools(best_device(), code=True)
     if spec.exact:  # the maps are of the run's own picture
         changes = {"noise": "own", "images": 1, "baseline": "none", **changes}
     changes = {**prompt_of(kind), **changes}
-    settings = settings_for(kind.experiment, paper=options.paper, **changes)
+    settings = settings_for(kind.experiment, paper=bool(options.paper), **changes)
+    if spec.exact and len(settings.prompts) > 1:
+        raise SettingError(
+            f"--exact and --paper take --map for the picture of one prompt; there are "
+            f"{len(settings.prompts)}."
+        )
     if lora and lora.rank != settings.rank:
         raise SettingError(
             f"rank is {settings.rank}, but the LoRA {options.lora!r} has {lora.rank}; leave it out."
         )
     # What can be said is said before the model is loaded.
+    check_trackers(options.log_with or ())
     if not spec.by_hand:
         spec.make(tools)
     for path in options.map or ():
@@ -178,13 +203,61 @@ def start(options: argparse.Namespace) -> int:
         check_free(options.out)
     size = (options.height, options.width)
     model = load_model(resolved(options.model or "") or None, size=size)
-    for word in model.unknown_words(settings.prompt):
+    for word in model.unknown_words(f"{settings.prompt} {settings.held_out_prompt}"):
         print(f"note: {Path(model.name).name} never learnt the word {word!r}", file=sys.stderr)
     run = watched(begin(model, settings, lora, reward=spec), "first images")
     for path in options.map or ():
         run = painted(run, read_paint(path, run.picture))
     folder = claim(options.out or new_folder(Path("runs"), kind.name))
-    return train(model, run, tools, folder)
+    write_config(folder, kind.name, asked(options, run))
+    return train(model, run, tools, folder, options.log_with or ())
+
+
+def configured(options: argparse.Namespace) -> argparse.Namespace:
+    """The options, and from the file of --config those that were not given."""
+    if not options.config:
+        return options
+    own = {"command", "kind", "parser", "config"}
+    names = {re.sub("^(option|setting)_", "", name) for name in vars(options)} - own
+    flags = read_config(options.config, options.kind.name, names)
+    values = vars(options.parser.parse_args(flags))
+    if options.prompts or options.setting_prompt:
+        values |= {"prompts": None, "setting_prompt": None}
+    winning = {name: value for name, value in vars(options).items() if value is not None}
+    return argparse.Namespace(**{**values, **winning})
+
+
+def asked(options: argparse.Namespace, run: Run) -> dict[str, Any]:
+    """All that makes this run, by the names of the flags."""
+    assert run.reward is not None
+    settings = run.settings
+    return {
+        **run.reward.options,
+        "map": tuple(str(path.resolve()) for path in options.map or ()),
+        "model": None if Path(run.model_name) == TINY_WORLD else run.model_name,
+        "height": options.height,
+        "width": options.width,
+        "lora": resolved(options.lora or "") or None,
+        **settings.as_dict(),
+        "prompt": settings.prompts,
+        "held_out_prompt": settings.held_out_prompts,
+    }
+
+
+def changes_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were asked for; of several texts, one a line."""
+    changes = given(options, "setting_")
+    if options.prompts:
+        try:
+            more = options.prompts.read_text(encoding="utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(
+                f"the prompts in {str(options.prompts)!r} cannot be read ({error})."
+            ) from error
+        if not more:
+            raise SettingError(f"there is no prompt in {str(options.prompts)!r}.")
+        changes["prompt"] = [*changes.get("prompt", ()), more]
+    return {name: "\n".join(v) if isinstance(v, list) else v for name, v in changes.items()}
 
 
 def painted(run: Run, reward_map: Tensor) -> Run:
@@ -195,13 +268,11 @@ def painted(run: Run, reward_map: Tensor) -> Run:
 
 
 def spec_of(options: argparse.Namespace) -> RewardSpec:
-    """The reward that was asked for, with whole paths, so that it means the same elsewhere."""
+    """The reward that was asked for, as a run keeps it."""
     chosen = given(options, "option_")
-    paths = {option.name for option in options.kind.options if option.path}
-    chosen = {n: resolved(value) if n in paths else value for n, value in chosen.items()}
     if options.kind.by_hand and options.map and options.paper:
         chosen["exact"] = True
-    spec = RewardSpec(options.kind.name, chosen)
+    spec = RewardSpec(options.kind.name, chosen).recorded()
     if options.kind.by_hand and spec.by_hand != bool(options.map):
         raise SettingError(
             f"{spec.kind} needs either --map with a painted picture, or labels to paint by itself, "
@@ -249,11 +320,16 @@ def go_on(options: argparse.Namespace) -> int:
                 f"updates is {settings.updates}, but this run has {run.count} behind it already."
             )
         run = replace(run, settings=settings)
-    tools = Tools(best_device())
+    if anew := given(options, "option_"):
+        spec = spec.changed(**anew).recorded()
+        run = replace(run, reward=spec)
+    check_trackers(options.log_with or ())
+    tools = Tools(best_device(), code=True)
     if not spec.by_hand:
         spec.make(tools)
     model = load_model(options.model or run.model_name, size=run.size)
-    return train(model, replace(run, model_name=resolved(model.name)), tools, folder)
+    run = replace(run, model_name=resolved(model.name))
+    return train(model, run, tools, folder, options.log_with or (), anew=bool(anew))
 
 
 def opened(place: Path) -> tuple[Run, Path]:
@@ -264,37 +340,47 @@ def opened(place: Path) -> tuple[Run, Path]:
     return run, folder
 
 
-def train(model: DiffusionModel, run: Run, tools: Tools, folder: Path) -> int:
+def train(
+    model: DiffusionModel, run: Run, tools: Tools, folder: Path, log_with: Sequence[str] = (),
+    *, anew: bool = False,
+) -> int:  # fmt: skip
     """Update until the run has its updates or its wish is met, saving after each; Ctrl-C keeps
-    what was done."""
-    spec, heat = run.reward, list[Image.Image]()
+    what was done. log_with: trackers. anew: score again what has been shown."""
+    spec = run.reward
     assert spec is not None
     try:
         judge = judge_of(run, model, tools)
-        run = scored(run, spec, judge)
+        run = scored(run, spec, judge, anew=anew)
         save_run(run, folder)
         total = run.settings.updates
-        with tqdm(total=total, initial=run.count, unit="update", desc="learning") as bar:
+        with (
+            tracked(folder, log_with, run) as track,
+            tqdm(total=total, initial=run.count, unit="update", desc="learning") as bar,
+        ):
+            if not run.count:
+                track(run, None)
             while run.count < total and (spec.exact or not run.met):
                 started = time.perf_counter()
                 run = watched(generate(model, run), "denoising")
                 images = run.trajectory.images  # type: ignore[union-attr]
                 maps = painted_now(run, len(images)) if spec.exact else judge(images)
-                heat = [heat_map(i, m) for i, m in zip(images, _fit(maps, images), strict=True)]
                 taught = watched(teach(model, run, spec, maps, judge), "updating")
                 run = annotate(taught, seconds=time.perf_counter() - started)
                 save_run(run, folder)
+                track(run, heat_strip(images, maps))
                 bar.update()
                 bar.set_postfix_str(f"reward {run.latest[-1].here:+.4f}")
     except KeyboardInterrupt:
         save_run(run, folder)  # it may have come in the middle of this
-        write_results(run, folder, heat)
+        write_metrics(run, folder)
+        write_folder(run, folder / "lora")
         print(
             f"\nStopped after update {run.count}; all of it is kept. "
             f"Go on with: python -m pxpo resume {folder}"
         )
         return 130
-    write_results(run, folder, heat)
+    write_metrics(run, folder)
+    write_folder(run, folder / "lora")
     if run.met and not spec.exact:
         print(f"Stopping here: {MET}.")
     print(f"Done: {run.count} updates, LoRA and pictures in {folder / 'lora'}")
@@ -304,24 +390,6 @@ def train(model: DiffusionModel, run: Run, tools: Tools, folder: Path) -> int:
 def painted_now(run: Run, images: int) -> Tensor:
     """The paper's map (B, H, W) of the next update, the same for all of its images."""
     return run.painted[min(run.count, len(run.painted) - 1)].paint.expand(images, -1, -1)
-
-
-def _fit(maps: Tensor, images: Tensor) -> Tensor:
-    return interpolate(maps[:, None], images.shape[2:])[:, 0]
-
-
-def write_results(run: Run, folder: Path, heat: list[Image.Image]) -> None:
-    """The numbers, the newest images under their reward, and the LoRA in a folder of its own."""
-    lines = []
-    for number, update in enumerate(run.updates):
-        record = update.as_dict()
-        reward = update.reward and update.reward.name
-        numbers = {"update": number, "reward_name": reward, **record["metrics"]}
-        lines.append(json.dumps({**numbers, "scores": record["scores"]}))
-    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    if heat:
-        strip([heat[:8]], [""] * len(heat[:8])).save(folder / "heat.png")
-    write_folder(run, folder / "lora")
 
 
 def pack_run(options: argparse.Namespace) -> int:

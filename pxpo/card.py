@@ -24,7 +24,7 @@ from .embedded import TINY_WORLD
 from .lora_files import COMFYUI_FILE, save_lora
 from .models.single_file import inspected
 from .plots import evolution, reward_curve, to_picture
-from .run import Run, Update, shown_noise
+from .run import Run, Update, shown_noise, shown_prompts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,7 +120,8 @@ def write_folder(run: Run, folder: Path, *, repo: str = "", with_base: bool = Fa
     save_lora(run.lora, folder)
     for name, update in (("before", run.updates[0]), ("after", run.updates[-1])):
         to_picture(update.shown[0]).save(folder / f"{name}.png")
-    evolution([update.shown for update in run.updates]).save(folder / "strip.png")
+    seeds = run.settings.shown  # held-out prompts come after these
+    evolution([update.shown[:seeds] for update in run.updates]).save(folder / "strip.png")
     curve = score_curve(run)
     if curve:
         curve.savefig(folder / "reward.png")
@@ -128,6 +129,7 @@ def write_folder(run: Run, folder: Path, *, repo: str = "", with_base: bool = Fa
         "base": base_of(run.model_name).name,
         "updates": [update.as_dict() for update in run.updates],
         "shown_seeds": [noise.start for noise in shown_noise(run.settings)],
+        "shown_prompts": shown_prompts(run.settings),
         "versions": {name: version(name) for name in ("diffusers", "peft", "torch")},
     }
     (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -145,6 +147,10 @@ def score_curve(run: Run) -> Figure | None:
     if scores[0].held_out is not None:
         means = [one.held_out or 0.0 for one in scores]
         lines["held-out seeds"] = means, [one.held_out_std or 0.0 for one in scores]
+    if scores[0].held_out_prompts is not None:
+        lines["held-out prompts"] = (
+            [one.held_out_prompts or 0.0 for one in scores], [0.0] * len(scores),
+        )  # fmt: skip
     return reward_curve(lines, f"Reward: {run.reward.name if run.reward else ''}")
 
 
@@ -160,8 +166,14 @@ def _common(run: Run) -> dict[str, Any]:
 
 def _counted(update: Update) -> dict[str, Any]:
     """The settings that made a difference: where strength says how far, no rate does."""
-    settings = update.settings.as_dict()
-    return {n: v for n, v in settings.items() if n != "learning_rate" or not settings["strength"]}
+    settings = update.settings
+    counted = {**settings.as_dict(), "prompt": " / ".join(settings.prompts)}
+    if settings.strength:
+        del counted["learning_rate"]
+    del counted["held_out_prompt"]
+    if settings.held_out_prompts:
+        counted["held_out_prompts"] = " / ".join(settings.held_out_prompts)
+    return counted
 
 
 def _taught(run: Run) -> list[str]:
@@ -185,14 +197,14 @@ def _card(run: Run, folder: Path, repo: str, curve: bool, with_base: bool) -> st
     adapter = {"base_model": base.name, "base_model_relation": "adapter"} if base.hub else {}
     about: dict[str, Any] = {
         **adapter,
-        "widget": [{"text": settings.prompt, "output": {"url": "after.png"}}],
+        "widget": [{"text": settings.prompts[0], "output": {"url": "after.png"}}],
     }
     data = ModelCardData(
         license=base.license,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["text-to-image", "diffusers", "lora", "template:sd-lora", "stable-diffusion", "pxpo"],
-        instance_prompt=settings.prompt,
+        instance_prompt=settings.prompts[0],
         **about,
     )
     rewards = dict.fromkeys(_name_of(update) for update in run.updates[1:])
@@ -200,7 +212,7 @@ def _card(run: Run, folder: Path, repo: str, curve: bool, with_base: bool) -> st
         title=repo.split("/")[-1] or folder.resolve().name,
         base=f"[{base.name}](https://huggingface.co/{base.name})" if base.hub else base.name,
         count=run.count,
-        prompt=settings.prompt,
+        prompt="*, *".join(settings.prompts),
         rewards="; ".join(rewards) or "none yet",
         curve="\n![The reward by update, ± over images](reward.png)\n" if curve else "",
         code=_code(run, repo or str(folder), base, with_base),
@@ -238,7 +250,7 @@ def _code(run: Run, repo: str, base: Base, with_base: bool) -> str:
         f"    pipeline.scheduler.config, clip_sample=False{schedule}",
         ")",
         f"pipeline.load_lora_weights({'folder' if fetch else repr(repo)})",
-        f"picture = pipeline({settings.prompt!r}, num_inference_steps={settings.steps}, "
+        f"picture = pipeline({settings.prompts[0]!r}, num_inference_steps={settings.steps}, "
         f"guidance_scale={settings.guidance_scale}, eta={eta}, height={run.size[0]}, "
         f"width={run.size[1]}, "
         f"generator=torch.Generator().manual_seed({settings.seed})).images[0]",

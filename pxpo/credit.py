@@ -6,6 +6,7 @@ Images' maps are (B, H, W), latents' maps (B, h, w). The order is: downsample, s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,13 +15,22 @@ from .errors import RewardError
 from .settings import Credit
 
 
-def latent_credit(latent_reward: Tensor, settings: Credit) -> Tensor:
+def latent_credit(latent_reward: Tensor, settings: Credit, prompts: Sequence[str] = ()) -> Tensor:
     """The weight A of each latent pixel's log-probability in Eq. 6: (B, h, w) to (B, h, w).
+
+    prompts: B; an image is compared with those of its own prompt only. All have the same if empty.
 
     `blur` leads from PXPO (0) to DDPO (infinity), whose one number for an image (Eq. 2) is spread
     evenly over it.
     """
-    return BASELINES[settings.baseline](smooth(latent_reward, settings.blur))
+    baseline, smoothed = BASELINES[settings.baseline], smooth(latent_reward, settings.blur)
+    if len(set(prompts)) < 2:
+        return baseline(smoothed)
+    credit = torch.empty_like(smoothed)
+    for prompt in set(prompts):
+        alike = torch.tensor([one == prompt for one in prompts])
+        credit[alike] = baseline(smoothed[alike])
+    return credit
 
 
 def downsample(reward_map: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from .errors import RewardError, RunError
 from .lora import Lora, adapter, completed, new_lora, weights_of
 from .models import DiffusionModel
 from .progress import Progress
-from .rewards import Painted, Reward, RewardSpec, Tools, Wish, add_paint
+from .rewards import Painted, Reward, RewardSpec, Tools, Wish, add_paint, resolved
 from .rollout import Noise, Trajectory, derived_seed, joined, rollout
 from .settings import Sampling, Settings
 from .update import Report, update
@@ -38,12 +37,13 @@ SHOWING = "showing"
 
 @dataclass(frozen=True)
 class Score:
-    """A reward's mean over the shown image of this seed, and over those of held-out seeds, if any
-    are shown."""
+    """A reward's mean over the shown image of this seed, and over those of held-out seeds, and of
+    held-out prompts, if any are shown."""
 
     here: float
     held_out: float | None = None
     held_out_std: float | None = None
+    held_out_prompts: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class Update:
 
     settings, reward: its own; the reward is None where nobody named it. optimizer: AdamW's state
     by parameter name and moment. shown: (K, H, W, 3) uint8, images on noise that is the same after
-    every update, this seed's first. latent_reward: (B, h, w); of no images at the beginning.
-    metrics: numbers about the update. scores: of what is shown, by the name of a reward.
+    every update, this seed's first, held-out prompts' last. latent_reward: (B, h, w); of no images
+    at the beginning. metrics: numbers about the update. scores: of what is shown, by the name of a
+    reward.
     """
 
     settings: Settings
@@ -178,14 +179,15 @@ def generate(model: DiffusionModel, run: Run) -> Generator[Progress, None, Run]:
     if run.trajectory is not None:
         return run
     settings, parts = run.settings, []
+    prompts = training_prompts(settings, run.count)
     noise = [training_noise(settings, run.count, index) for index in range(settings.images)]
     with adapter(model, run.lora):
-        if settings.noise == "own":
+        if noise[0] == Noise(settings.seed):
             own = run.own if _paint_alike(settings, run.updates[-1].settings) else None
-            parts.append(own or (yield from _sampled(model, settings, noise[:1])))
-            noise = noise[1:]
+            parts.append(own or (yield from rollout(model, prompts[:1], noise[:1], settings)))
+            prompts, noise = prompts[1:], noise[1:]
         if noise:
-            parts.append((yield from _sampled(model, settings, noise)))
+            parts.append((yield from rollout(model, prompts, noise, settings)))
     return replace(run, trajectory=joined(parts))
 
 
@@ -214,7 +216,7 @@ def learn(
             f"there are {len(reward_maps)} reward maps for {len(trajectory.images)} images."
         )
     latent_reward = downsample(reward_maps.float(), trajectory.size)
-    credit = latent_credit(latent_reward, settings)
+    credit = latent_credit(latent_reward, settings, trajectory.prompts)
     hold_map = 1 - latent_reward.abs() / latent_reward.abs().max().clamp(min=1e-12)
     before = run.updates[-1]
     metrics = {
@@ -253,7 +255,9 @@ def scored(run: Run, reward: RewardSpec, judge: Reward, *, anew: bool = False) -
         metrics = one.metrics
         if isinstance(judge, Wish):
             metrics = {**metrics, "met": float(judge.met(maps))}
-        return replace(one, metrics=metrics, scores={**one.scores, reward.name: _score(maps)})
+        return replace(
+            one, metrics=metrics, scores={**one.scores, reward.name: _score(maps, one.settings)}
+        )
 
     return replace(run, reward=reward, updates=tuple(with_score(one) for one in run.updates))
 
@@ -275,26 +279,47 @@ def annotate(run: Run, **numbers: float) -> Run:
     return replace(run, updates=(*run.updates[:-1], newest))
 
 
+def training_prompts(settings: Settings, count: int) -> list[str]:
+    """The prompt of each image for the update after `count` others, in the run's order.
+
+    Where there are several, as many are drawn as get two images or more, each as likely as another,
+    and share the images evenly.
+    """
+    prompts = settings.prompts
+    generator = torch.Generator().manual_seed(derived_seed(settings.seed, count, 1, 0))
+    order = torch.randperm(len(prompts), generator=generator).tolist()
+    drawn = order[: max(1, settings.images // 2)]
+    return [prompts[index] for index in sorted((drawn * settings.images)[: settings.images])]
+
+
 def training_noise(settings: Settings, count: int, index: int) -> Noise:
     """The noise of image `index` for the update after `count` others, as `settings.noise` says.
 
-    The run's own is that of the picture which a stock pipeline gives for `settings.seed`.
+    The run's own is that of the picture which a stock pipeline gives for `settings.seed`, and for
+    the first of several prompts.
     """
-    if settings.noise == "own" and index == 0:
+    first = index == 0 and training_prompts(settings, count)[0] == settings.prompts[0]
+    if settings.noise == "own" and first:
         return Noise(settings.seed)
     drawn = derived_seed(settings.seed, count, 0, index)
     return Noise(derived_seed(drawn), drawn)
 
 
 def shown_noise(settings: Settings) -> list[Noise]:
-    """The noise of the shown images: this seed first, then seeds that no update ever sees."""
-    others = [derived_seed(settings.seed, 1, index) for index in range(1, settings.shown)]
-    return [Noise(settings.seed), *(Noise(seed) for seed in others)]
+    """The noise of the shown images: this seed first, then seeds that no update ever sees.
+
+    Each held-out prompt then has those seeds again; one, where only this seed is shown.
+    """
+    others = [Noise(derived_seed(settings.seed, 1, i)) for i in range(1, max(settings.shown, 2))]
+    held_out = others * len(settings.held_out_prompts)
+    return [Noise(settings.seed), *others[: settings.shown - 1], *held_out]
 
 
-def resolved(name: str) -> str:
-    """A folder's whole path, so that it is found from another folder as well; a Hub id as it is."""
-    return str(Path(name).resolve()) if name and Path(name).exists() else name
+def shown_prompts(settings: Settings) -> list[str]:
+    """The prompts of the shown images: those to learn on in turn, then the held-out ones."""
+    learnt = (settings.prompts * settings.shown)[: settings.shown]
+    seeds = max(settings.shown - 1, 1)
+    return [*learnt, *(prompt for prompt in settings.held_out_prompts for _ in range(seeds))]
 
 
 def _judged(run: Run) -> Trajectory:
@@ -307,13 +332,16 @@ def _with(run: Run, one: Update, own: Trajectory | None) -> Run:
     return replace(run, updates=(*run.updates, one), own=own, trajectory=None)
 
 
-def _score(maps: Tensor) -> Score:
+def _score(maps: Tensor, settings: Settings) -> Score:
     """maps: (K, H, W), of what is shown, this seed's image first."""
-    here, *others = maps.mean((1, 2))
-    if not others:
-        return Score(here.item())
-    held_out = torch.stack(others)
-    return Score(here.item(), held_out.mean().item(), held_out.std(correction=0).item())
+    means = maps.mean((1, 2))
+    held_out, prompts = means[1 : settings.shown], means[settings.shown :]
+    return Score(
+        means[0].item(),
+        held_out.mean().item() if len(held_out) else None,
+        held_out.std(correction=0).item() if len(held_out) else None,
+        prompts.mean().item() if len(prompts) else None,
+    )
 
 
 def _show(
@@ -323,19 +351,13 @@ def _show(
 
     This seed's image is made alone, as a stock pipeline makes it: batches round differently.
     """
-    own, *others = shown_noise(settings)
-    mine = yield from _sampled(model, settings, [own], SHOWING)
+    noise, prompts = shown_noise(settings), shown_prompts(settings)
+    mine = yield from rollout(model, prompts[:1], noise[:1], settings, SHOWING)
     images = mine.images
-    if others:
-        rest = yield from _sampled(model, settings, others, "held-out seeds")
+    if len(noise) > 1:
+        rest = yield from rollout(model, prompts[1:], noise[1:], settings, "held-out seeds")
         images = torch.cat([images, rest.images])
     return (images * 255).round().byte().permute(0, 2, 3, 1).contiguous(), mine
-
-
-def _sampled(
-    model: DiffusionModel, settings: Settings, noise: list[Noise], phase: str = "denoising"
-) -> Generator[Progress, None, Trajectory]:
-    return rollout(model, [settings.prompt] * len(noise), noise, settings, phase)
 
 
 def _paint_alike(one: Settings, other: Settings) -> bool:

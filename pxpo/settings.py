@@ -22,13 +22,15 @@ def _setting(
     above: float | None = None,
     choices: tuple[str, ...] = (),
     kind: type | None = None,
+    several: bool = False,
 ) -> Any:
     """A dataclass field with its help and its limits: `low` and `high` inclusive, `above` not.
 
-    kind: its type, where the default is None: left open, it takes the model's own.
+    kind: its type, where the default is None: left open, it takes the model's own. several: it may
+    be several texts, one a line.
     """
     limits = {"help": help, "low": low, "high": high, "above": above, "choices": choices,
-              "kind": kind or type(default)}  # fmt: skip
+              "kind": kind or type(default), "several": several}  # fmt: skip
     return field(default=default, metadata=limits)
 
 
@@ -142,7 +144,10 @@ class Learning(_Validated):
 class Settings(Sampling, Credit, Learning):
     """Everything a run is made of, besides its model and its reward."""
 
-    prompt: str = _setting("", "what to paint")
+    prompt: str = _setting("", "what to paint; each update draws from several", several=True)
+    held_out_prompt: str = _setting(
+        "", "shown and judged after each update, and never learnt on", several=True
+    )
     seed: int = _setting(0, "the run's random seed", low=0, high=2**63 - 1)
     images: int = _setting(None, "images sampled per update", low=1, high=1024, kind=int)
     updates: int = _setting(10, "updates", low=1, high=100_000)
@@ -165,9 +170,27 @@ class Settings(Sampling, Credit, Learning):
                 "baseline is 'location', which compares images, and needs at least 2; images is 1. "
                 "Use more images, or baseline 'none'."
             )
+        if both := sorted({*self.prompts} & {*self.held_out_prompts}):
+            raise SettingError(
+                f"held_out_prompt is {both[0]!r}, which is a prompt to learn on; hold out another."
+            )
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Those of `prompt`, one a line: the first is the shown picture's."""
+        return _lines(self.prompt) if "\n" in self.prompt else (self.prompt,)
+
+    @property
+    def held_out_prompts(self) -> tuple[str, ...]:
+        return _lines(self.held_out_prompt)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    """Its lines, but empty ones and repetitions."""
+    return tuple(dict.fromkeys(filter(None, map(str.strip, text.split("\n")))))
 
 
 EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {

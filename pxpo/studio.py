@@ -149,6 +149,10 @@ class Studio:
             raise RewardError(
                 "here paint is a wish, which holds on any picture; exact is for the command line."
             )
+        if not reward.declared.public:
+            raise RewardError(
+                f"the reward {reward.kind!r} is for the command line alone; take another here."
+            )
         if not reward.declared.available(self.tools):
             raise RewardError(
                 f"the reward {reward.kind!r} is not offered here, as its model is not on this "
@@ -247,7 +251,9 @@ class Studio:
 
     def _settings(self, last: Settings, changes: dict[str, Any]) -> Settings:
         """The defaults, for this run's prompt, seed and way of sampling, with `changes` on top."""
-        fixed = ("prompt", "seed", "steps", "guidance_scale", "eta", "rank", "shown")
+        fixed = (
+            "prompt", "held_out_prompt", "seed", "steps", "guidance_scale", "eta", "rank", "shown",
+        )  # fmt: skip
         same = {name: getattr(last, name) for name in fixed}
         return self.model.filled(settings_for("paint", **{**same, **changes}))
 

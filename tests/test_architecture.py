@@ -17,7 +17,7 @@ LAYERS = [
     {"rewards"},
     {"run"},
     {"store", "plots", "hub"},
-    {"card"},
+    {"card", "config", "tracking"},
     {"studio"},
     {"__main__", "ui"},
 ]

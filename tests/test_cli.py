@@ -67,10 +67,10 @@ def test_a_run_leaves_all_that_the_paper_shows_of_one(run):
     assert -1 <= lines[2]["reward"] <= 0
     loaded = load_lora(out / "lora")
     assert all(torch.equal(loaded.weights[n], w) for n, w in kept.lora.weights.items())
-    for name in ("heat.png", "lora/strip.png", "lora/reward.png"):
+    for name in ("heat/0002.jpg", "lora/strip.png", "lora/reward.png"):
         assert Image.open(out / name).width > 100
     assert {path.name for path in out.iterdir()} == {
-        "run.json", "updates", "lora", "metrics.jsonl", "heat.png"
+        "run.json", "updates", "lora", "metrics.jsonl", "heat", "run.yaml"
     }  # fmt: skip
     assert kept.updates[2].settings.prompt == "a lake"
     assert kept.updates[2].reward == RewardSpec("color")

@@ -88,7 +88,9 @@ def test_one_image_has_nothing_to_be_compared_with():
 def test_every_number_has_a_limit_in_the_lists_above():
     assert {name for name, _, _ in BELOW} == set(NUMBERS)
     assert {name for name, _, _ in ABOVE} == set(NUMBERS) - {"blur"}  # at infinity it is DDPO
-    assert {*NUMBERS, *CHOICES, "prompt"} == {entry.name for entry in fields(Settings)}
+    assert {*NUMBERS, *CHOICES, "prompt", "held_out_prompt"} == {
+        entry.name for entry in fields(Settings)
+    }
 
 
 def test_what_the_model_knows_best_is_left_open_and_nothing_else():

@@ -6,7 +6,7 @@ never import this package: to them a map that was painted and one that was compu
 
 from importlib import import_module
 
-from .base import REWARDS, Option, Reward, RewardKind, RewardSpec, Tools
+from .base import REWARDS, Option, Reward, RewardKind, RewardSpec, Tools, resolved
 from .color import ColorReward
 from .painting import paint_by_label, painted_map
 from .segmentation import Segmenter, SegmentReward
@@ -18,6 +18,8 @@ for _file in (
     "segmentation",
     "brightness",
     "describe",
+    "mix",
+    "own",
 ):
     _kind: RewardKind = import_module(f"{__name__}.{_file}").KIND
     REWARDS[_kind.name] = _kind
@@ -37,4 +39,5 @@ __all__ = [
     "add_paint",
     "paint_by_label",
     "painted_map",
+    "resolved",
 ]

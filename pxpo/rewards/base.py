@@ -26,6 +26,11 @@ Value = str | bool | tuple[str, ...]
 Model = TypeVar("Model")
 
 
+def resolved(name: str) -> str:
+    """A folder's whole path, so that it is found from another folder as well; a Hub id as it is."""
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
+
+
 class Tools:
     """What a maker may need, handed to it: the device, and models, loaded when first used."""
 
@@ -34,10 +39,13 @@ class Tools:
         device: str = "cpu",
         segmenter: Segmenter | None = None,
         usual: Mapping[str, str] | None = None,
+        *,
+        code: bool = False,
     ) -> None:
         """segmenter: the only one that may be used; any is loaded by its name when None.
-        usual: the folder or Hub id for an option (its name) that a reward leaves empty."""
-        self.device, self.usual = device, dict(usual or {})
+        usual: the folder or Hub id for an option (its name) that a reward leaves empty.
+        code: whether a Python file that a reward names may be run, as by the command line."""
+        self.device, self.usual, self.code = device, dict(usual or {}), code
         self._only = segmenter
         self._loaded: dict[tuple[Any, str], Any] = {}
 
@@ -116,7 +124,10 @@ class RewardKind:
     the name of the reward for people. make: the tools and the options to the Reward. experiment:
     whose settings (settings.EXPERIMENTS) it learns with. prompt: its own default one, if not that
     experiment's. by_hand: a person paints it; `make` is for what may paint in their stead.
-    available: whether the page has it, as what it needs is on this machine.
+    available: whether the page has it, as what it needs is on this machine. public: whether the
+    page and the API may have it at all; else it is for the command line alone. recorded: options
+    to what a run keeps of them, so that they mean the same elsewhere and later; whole paths when
+    None.
     """
 
     name: str
@@ -129,6 +140,8 @@ class RewardKind:
     prompt: str = ""
     by_hand: bool = False
     available: Callable[[Tools], bool] = lambda tools: True
+    public: bool = True
+    recorded: Callable[..., Mapping[str, Any]] | None = None
 
 
 REWARDS: dict[str, RewardKind] = {}
@@ -158,6 +171,7 @@ class RewardSpec:
             )
         given = {n: o.checked(self.options.get(n, o.default)) for n, o in options.items()}
         object.__setattr__(self, "options", given)
+        _ = self.name  # what cannot be put in words is refused
 
     def __hash__(self) -> int:
         return hash((self.kind, tuple(self.options.items())))
@@ -185,6 +199,13 @@ class RewardSpec:
     def make(self, tools: Tools | None = None) -> Reward:
         """The function from images to reward maps; RewardError where an option's value is wrong."""
         return self.declared.make(tools or Tools(), **self.options)
+
+    def recorded(self) -> RewardSpec:
+        """The same, as a run keeps it: with whole paths, so that it means the same elsewhere."""
+        if self.declared.recorded:
+            return RewardSpec(self.kind, self.declared.recorded(**self.options))
+        folders = [option.name for option in self.declared.options if option.path]
+        return self.changed(**{name: resolved(self.options[name]) for name in folders})
 
     def changed(self, **options: Any) -> RewardSpec:
         return RewardSpec(self.kind, {**self.options, **options})

@@ -43,7 +43,7 @@ def open_picture(file: dict | None) -> Image.Image | None:
 if TYPE_CHECKING:
     Kind = str
 else:
-    Kind = Literal[tuple(REWARDS)]
+    Kind = Literal[tuple(name for name, kind in REWARDS.items() if kind.public)]
 Want = Literal["less", "more"]
 Picture = Annotated[FileData, pydantic.PlainValidator(open_picture)]
 Count = Annotated[int, pydantic.Field(ge=1, le=MOST_UPDATES)]

@@ -44,9 +44,10 @@ class RewardTabs:
         self.names: list[tuple[str, str]] = []  # of each field: its kind's and its own
         self.fields: list[Any] = []
         with gr.Tabs(elem_id="tabs"):
-            for kind in filter(lambda kind: kind.available(tools), REWARDS.values()):
-                with gr.Tab(kind.title) as self.tabs[kind.name], gr.Row():
-                    self._fill(kind)
+            for kind in REWARDS.values():
+                if kind.public and kind.available(tools):
+                    with gr.Tab(kind.title) as self.tabs[kind.name], gr.Row():
+                        self._fill(kind)
         self.inputs = [self.kind, *self.fields]
 
     def _fill(self, kind: RewardKind) -> None:
