@@ -21,6 +21,7 @@ from gradio.utils import get_space
 from pxpo import DiffusionModel, Segmenter, load_model
 from pxpo.embedded import TINY_WORLD
 from pxpo.errors import ModelError, SettingError
+from pxpo.models import leave_a_core
 from pxpo.rewards.segmentation import CLOTHES
 from pxpo.studio import ModelThread, Studio
 
@@ -88,9 +89,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    # A core is left to the server and to a browser on the same machine: where another keeps one
-    # of torch's threads waiting, all of them wait, and a step takes twice as long.
-    torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+    leave_a_core()  # to the server, and to a browser on the same machine
     thread = ModelThread()
     size = (options.height, options.width)
     try:

@@ -21,7 +21,7 @@ from .config import read_config, write_config
 from .embedded import TINY_WORLD
 from .errors import PxpoError, RewardError, RunError, SettingError
 from .hub import pull, push
-from .models import DiffusionModel, best_device, load_model
+from .models import DiffusionModel, best_device, leave_a_core, load_model
 from .progress import Progress
 from .rewards import REWARDS, Option, Painted, RewardKind, RewardSpec, Tools, painted_map
 from .rewards.wish import MET
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (2 for bad input, 130 after Ctrl-C)."""
     options = make_parser().parse_args(arguments)
     quiet()
+    leave_a_core()
     try:
         return options.command(options)
     except PxpoError as error:

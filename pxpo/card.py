@@ -167,12 +167,12 @@ def _common(run: Run) -> dict[str, Any]:
 def _counted(update: Update) -> dict[str, Any]:
     """The settings that made a difference: where strength says how far, no rate does."""
     settings = update.settings
-    counted = {**settings.as_dict(), "prompt": " / ".join(settings.prompts)}
+    prompts = {"prompt": settings.prompts, "held_out_prompt": settings.held_out_prompts}
+    counted = settings.as_dict() | {name: " / ".join(some) for name, some in prompts.items()}
     if settings.strength:
         del counted["learning_rate"]
-    del counted["held_out_prompt"]
-    if settings.held_out_prompts:
-        counted["held_out_prompts"] = " / ".join(settings.held_out_prompts)
+    if not settings.held_out_prompts:
+        del counted["held_out_prompt"]
     return counted
 
 

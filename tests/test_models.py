@@ -16,7 +16,14 @@ from transformers import CLIPTokenizer
 
 from pxpo.errors import ModelError, PxpoError, SettingError
 from pxpo.lora import adapter
-from pxpo.models import DiffusionModel, StableDiffusion, best_dtype, load_model, memory
+from pxpo.models import (
+    DiffusionModel,
+    StableDiffusion,
+    best_dtype,
+    leave_a_core,
+    load_model,
+    memory,
+)
 from pxpo.models.memory import is_out_of_memory
 from pxpo.settings import Sampling, Settings
 
@@ -608,3 +615,19 @@ def test_features_of_a_wide_picture_are_rows_then_columns():
     pipeline.unet.register_to_config(sample_size=(6, 10))
     model = StableDiffusion(pipeline, "cpu", "wide")
     assert model.features(pictures(2, 12, 20)).shape == (2, 16, 6, 10)
+
+
+@pytest.mark.parametrize(
+    "there, asked, taken", [(4, None, 3), (1, None, 1), (4, "4", 4)], ids=["shared", "one", "asked"]
+)
+def test_a_core_is_left_to_others_unless_told_otherwise(monkeypatch, there, asked, taken):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    torch.set_num_threads(there)
+    try:
+        leave_a_core()
+        assert torch.get_num_threads() == taken
+    finally:
+        torch.set_num_threads(before)
