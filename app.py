@@ -8,6 +8,7 @@ import gc
 import ipaddress
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 gc.disable()  # nothing of what is imported is garbage; looking for it takes a fifth of the start
@@ -23,6 +24,7 @@ from pxpo.embedded import TINY_WORLD
 from pxpo.errors import ModelError, SettingError
 from pxpo.rewards.segmentation import CLOTHES
 from pxpo.studio import ModelThread, Studio
+from pxpo.zerogpu import LENT
 
 gc.freeze()  # nor is it looked for later
 gc.enable()
@@ -93,8 +95,10 @@ def main() -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     thread = ModelThread()
     size = (options.height, options.width)
+    # ZeroGPU stands in for the GPU, until one is lent, on the main thread alone.
+    opened = open_models if LENT else partial(thread.call, open_models)
     try:
-        model, segmenter, note = thread.call(open_models, options.model, options.segmenter, size)
+        model, segmenter, note = opened(options.model, options.segmenter, size)
     except SettingError as error:
         sys.exit(f"app.py: {error}")
     usual = {"clipseg": options.clipseg} if options.clipseg else {}
