@@ -8,6 +8,7 @@ import gc
 import ipaddress
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 gc.disable()  # nothing of what is imported is garbage; looking for it takes a fifth of the start
@@ -24,6 +25,7 @@ from pxpo.errors import ModelError, SettingError
 from pxpo.models import leave_a_core
 from pxpo.rewards.segmentation import CLOTHES
 from pxpo.studio import ModelThread, Studio
+from pxpo.zerogpu import LENT
 
 gc.freeze()  # nor is it looked for later
 gc.enable()
@@ -92,8 +94,10 @@ def main() -> None:
     leave_a_core()  # to the server, and to a browser on the same machine
     thread = ModelThread()
     size = (options.height, options.width)
+    # ZeroGPU stands in for the GPU, until one is lent, on the main thread alone.
+    opened = open_models if LENT else partial(thread.call, open_models)
     try:
-        model, segmenter, note = thread.call(open_models, options.model, options.segmenter, size)
+        model, segmenter, note = opened(options.model, options.segmenter, size)
     except SettingError as error:
         sys.exit(f"app.py: {error}")
     usual = {"clipseg": options.clipseg} if options.clipseg else {}

@@ -20,11 +20,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from .card import base_of, score_curve, write_folder
 from .embedded import TINY_SEGMENTER
@@ -34,13 +36,14 @@ from .lora import Lora, check_fits
 from .lora_files import FILE_NAME
 from .models import DiffusionModel
 from .plots import heat_map
-from .progress import Progress
+from .progress import Progress, finish
 from .rewards import Reward, RewardSpec, Segmenter, Tools, painted_map
 from .rewards.painting import FULL
 from .rewards.wish import MET
 from .run import Run, Update, back, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import Settings, settings_for
 from .store import load_run, pack, save_run, unpack
+from .zerogpu import lent
 
 MOST_BEGUN = 16  # beginnings in memory
 SHOWN = 3  # images on fixed noise after each update: this seed's, and two held-out ones
@@ -52,7 +55,8 @@ class ModelThread:
     """The one thread that all computing runs on.
 
     OpenMP keeps helpers for every thread that ever computes, and with more of them than cores it
-    lets them sleep between any two operations: on two cores all takes half as long again.
+    lets them sleep between any two operations: on two cores all takes half as long again. Work sees
+    its caller's context variables: by Gradio's, ZeroGPU knows for whom it lends a GPU.
     """
 
     def __init__(self) -> None:
@@ -60,7 +64,7 @@ class ModelThread:
         self._open: Generator | None = None  # the work that has begun last
 
     def call(self, work: Callable[..., Any], *values: Any) -> Any:
-        return self._pool.submit(work, *values).result()
+        return self._pool.submit(copy_context().run, work, *values).result()
 
     def iterate(self, work: Generator) -> Iterator[Any]:
         """What `work` yields. It may be given up at any time; it is closed on this thread too."""
@@ -111,6 +115,8 @@ class Studio:
         self.model, self.segmenter, self.folder = model, segmenter, Path(folder)
         self.tools = Tools(str(model.device), segmenter, usual)
         self.most_bytes, self.thread = most_bytes, thread or ModelThread()
+        self._begin = lent(functools.partial(begin, model))
+        self._updated, self._judged_picture = lent(self._update), lent(self._judge_picture)
         self._recent: OrderedDict[str, Run] = OrderedDict()
         self._begun: dict[Settings, Run] = {}
         self._lock = threading.Lock()
@@ -123,7 +129,7 @@ class Studio:
         chosen = self.model.filled(settings_for("paint", **{"shown": SHOWN, **settings}))
         run = self._begun.get(chosen) if lora is None else None
         if run is None:
-            run = yield from begin(self.model, chosen, lora)
+            run = yield from self._begin(chosen, lora)
         if lora is None:
             self._begun[chosen] = run
             if len(self._begun) > MOST_BEGUN:
@@ -162,15 +168,8 @@ class Studio:
         wanted = replace(run, reward=reward, settings=self._settings(run.settings, changed))
         if reward.by_hand and painting is not None:
             wanted = self._painted(wanted, painting)
-        judge, reward = judge_of(wanted, self.model, self.tools), self._named(reward)
-        if reward.by_hand:
-            adds = wanted.painted is not run.painted
-            wanted = yield from self._judged(wanted, reward, judge, anew=adds)
-            if wanted.met:
-                raise RunError(f"{MET}. Paint something else, or forget the wish.")
-        wanted = yield from generate(self.model, wanted)
-        maps = judge(wanted.trajectory.images)  # type: ignore[union-attr]
-        return self._keep((yield from teach(self.model, wanted, reward, maps, judge)))
+        anew = wanted.painted is not run.painted
+        return self._keep((yield from self._updated(wanted, self._named(reward), anew)))
 
     def forget_wish(self, run_id: str) -> Run:
         """The run without all that was painted; what it learnt stays."""
@@ -183,8 +182,7 @@ class Studio:
 
     def heat(self, run: Run, reward: RewardSpec) -> Image.Image:
         """What a reward says of the run's picture, laid over it; also while another run learns."""
-        judge = judge_of(replace(run, reward=reward), self.model, self.tools)
-        reward_map = judge(run.picture[None])[0]
+        reward_map = finish(self._judged_picture(replace(run, reward=reward)))
         return heat_map(run.picture, reward_map, FULL if reward.by_hand else None)
 
     def curve(self, run: Run) -> Any:
@@ -256,6 +254,22 @@ class Studio:
         )  # fmt: skip
         same = {name: getattr(last, name) for name in fixed}
         return self.model.filled(settings_for("paint", **{**same, **changes}))
+
+    def _update(self, run: Run, named: RewardSpec, anew: bool) -> Generator[Progress, None, Run]:
+        """One update by the run's reward, which is kept as `named`; anew: more was painted."""
+        judge = judge_of(run, self.model, self.tools)
+        if named.by_hand:
+            run = yield from self._judged(run, named, judge, anew)
+            if run.met:
+                raise RunError(f"{MET}. Paint something else, or forget the wish.")
+        run = yield from generate(self.model, run)
+        maps = judge(run.trajectory.images)  # type: ignore[union-attr]
+        return (yield from teach(self.model, run, named, maps, judge))
+
+    def _judge_picture(self, run: Run) -> Generator[Progress, None, Tensor]:
+        """The map (H, W) of the run's picture by its reward."""
+        yield from ()
+        return judge_of(run, self.model, self.tools)(run.picture[None])[0]
 
     def _judged(
         self, run: Run, reward: RewardSpec, judge: Reward, anew: bool

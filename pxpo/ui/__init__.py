@@ -11,6 +11,11 @@ import os
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")  # read as Gradio is imported
 
+from ..zerogpu import LENT
+
+if LENT:
+    import spaces  # noqa: F401  # before anything touches the GPU that is not there yet
+
 from .page import Page, launch
 from .parts import STABLE_DIFFUSION
 

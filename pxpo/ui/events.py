@@ -163,8 +163,7 @@ class Events:
 
         def show(progress: Progress) -> Shown:
             shown: Shown = {"status": f"{head}: {progress.phase} {progress.done}/{progress.total}"}
-            if before and progress.phase == SHOWING:
-                assert progress.latents is not None
+            if before and progress.phase == SHOWING and progress.latents is not None:
                 preview = self.studio.model.decode(progress.latents[:1])[0]
                 shown["slider"] = (before, served(large(preview)))
             return shown
