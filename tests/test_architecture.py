@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pxpo"
 
 LAYERS = [
     {"errors", "embedded", "progress"},
-    {"settings"},
+    {"settings", "processes"},
     {"steps", "credit", "strength"},
     {"models"},
     {"lora", "rollout"},
