@@ -11,8 +11,15 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather, pad_across_processes, reduce
+from accelerate.utils import (
+    broadcast_object_list,
+    gather,
+    pad_across_processes,
+    parse_flag_from_env,
+    reduce,
+)
 from torch import Tensor
 
 from .errors import ProcessError, PxpoError
@@ -20,18 +27,24 @@ from .errors import ProcessError, PxpoError
 Result = TypeVar("Result")
 
 
+def state() -> PartialState:
+    """What accelerate knows of the processes; it asks to be told that they compute on the CPU."""
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    return PartialState(cpu=cpu)
+
+
 def many() -> bool:
-    return PartialState().num_processes > 1
+    return state().num_processes > 1
 
 
 def first() -> bool:
     """Whether this is the process that writes and prints."""
-    return PartialState().is_main_process
+    return state().is_main_process
 
 
 def own_device() -> str:
     """Where this one of many processes computes; empty for one alone, which is free to choose."""
-    return str(PartialState().device) if many() else ""
+    return str(state().device) if many() else ""
 
 
 def share(count: int) -> slice:
@@ -40,11 +53,8 @@ def share(count: int) -> slice:
     All get the same number, but the last who get any; with fewer images than processes some get
     none.
     """
-    state = PartialState()
-    each = -(-count // state.num_processes)
-    return slice(
-        min(state.process_index * each, count), min((state.process_index + 1) * each, count)
-    )
+    each, index = -(-count // state().num_processes), state().process_index
+    return slice(min(index * each, count), min((index + 1) * each, count))
 
 
 def tasks(count: int) -> slice:
@@ -104,7 +114,7 @@ def end_undisturbed() -> None:
 
 def _exchanged(exchange: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     """Tensors travel between the devices that the processes compute on."""
-    here = tensor.to(PartialState().device)
+    here = tensor.to(state().device)
     return _reached(lambda: exchange(here)).to(tensor.device)
 
 
