@@ -122,6 +122,6 @@ def _reached(exchange: Callable[[], Result]) -> Result:
     """What an exchange with the other processes gives; ProcessError where one is gone."""
     try:
         return exchange()
-    except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except RuntimeError as error:  # all that gloo raises
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise ProcessError(f"Another process has ended or cannot be reached ({reason}).") from error

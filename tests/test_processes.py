@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from PIL import Image
 
 from pxpo import __main__ as cli
 from pxpo import load_run, processes
+from pxpo.errors import ProcessError
+from pxpo.models import best_device
 from pxpo.tracking import flat
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,11 +114,43 @@ def test_each_image_is_one_process_s_and_no_process_is_without(monkeypatch, numb
         assert task == (share or range(count)[-1:])
 
 
+def aloud(work):
+    def work_aloud(*arguments):
+        print(work.__name__)
+        return work(*arguments)
+
+    return work_aloud
+
+
+def test_one_of_many_has_a_device_of_its_own_and_ends_when_it_is_told_to(monkeypatch):
+    here = SimpleNamespace(num_processes=2, process_index=1, device=torch.device("cuda", 1))
+    monkeypatch.setattr(processes, "state", lambda: here)
+    assert best_device() == "cuda:1"
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        processes.end_with_the_others()
+        with pytest.raises(ProcessError, match="another one has ended"):
+            signal.raise_signal(signal.SIGTERM)
+        processes.end_undisturbed()
+        for number in before:
+            signal.raise_signal(number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("count", [2, 4])
-def test_the_same_is_learnt_by_any_number_of_processes(alone, model_folder, tmp_path, capfd, count):
+def test_the_same_is_learnt_by_any_number_of_processes(
+    alone, model_folder, tmp_path, capfd, monkeypatch, count
+):
+    """And one of them writes and prints."""
+    for name in ("save_run", "write_metrics", "write_folder", "write_config"):
+        monkeypatch.setattr(cli, name, aloud(getattr(cli, name)))
     job(count, ["color", *EIGHT, "--model", model_folder, "--out", tmp_path / "run"])
     printed = capfd.readouterr()
-    assert printed.out.count("Done: 2 updates") == 1 and "100%" in printed.err
+    written = {"save_run": 3, "write_metrics": 1, "write_folder": 1, "write_config": 1, "Done": 1}
+    assert {name: printed.out.count(name) for name in written} == written
+    assert printed.err.count("| 0/2 [") == 1  # the bar of the updates, before the first
     assert_alike(alone, tmp_path / "run")
     names = [
         {path.relative_to(folder) for path in folder.rglob("*") if path.parent.name != "updates"}
@@ -129,8 +164,19 @@ def test_uneven_shares_and_more_processes_than_images(model_folder, tmp_path):
     paint = Image.new("RGBA", (16, 16))
     paint.paste((0, 255, 0, 255), (0, 0, 16, 6))
     paint.save(tmp_path / "paint.png")
-    seven = ["color", "--images", "7", *SMALL, "--paper"]
-    two = ["paint", "--map", tmp_path / "paint.png", "--images", "2", *SMALL, "--shown", "2"]
+    seven = ["color", "--images", "7", *SMALL, "--updates", "1", "--paper"]
+    two = [
+        "paint",
+        "--map",
+        tmp_path / "paint.png",
+        "--images",
+        "2",
+        *SMALL,
+        "--shown",
+        "2",
+        "--updates",
+        "1",
+    ]
     for count in (1, 3):
         job(count, *(
             [*command, "--model", model_folder, "--out", tmp_path / f"{count}-{command[0]}"]
