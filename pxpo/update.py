@@ -134,9 +134,8 @@ def accumulate_gradient(
     _check("hold_map", hold_map, trajectory)
     mine, (h, w) = share(len(credit)), trajectory.size
     chosen = _chosen_steps(trajectory.steps.sigma, learning.timesteps, generator)
-    pairs = torch.cartesian_prod(
-        chosen, torch.arange(mine.stop - mine.start)
-    )  # (P, 2): step, image
+    own = torch.arange(mine.stop - mine.start)
+    pairs = torch.cartesian_prod(chosen, own)  # (P, 2): step, image
     pairs_of_all = len(chosen) * len(credit)
     weights = step_weights(trajectory.steps, learning.step_weights)
     # With the unconditional half detached, guidance is a mere factor on the conditional one.
