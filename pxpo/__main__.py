@@ -19,16 +19,17 @@ from tqdm import tqdm
 from .card import base_of, write_folder
 from .config import read_config, write_config
 from .embedded import TINY_WORLD
-from .errors import PxpoError, RewardError, RunError, SettingError
+from .errors import ProcessError, PxpoError, RewardError, RunError, SettingError
 from .hub import pull, push
 from .models import DiffusionModel, best_device, leave_a_core, load_model
+from .processes import end_undisturbed, end_with_the_others, first, from_first, gathered
 from .progress import Progress
 from .rewards import REWARDS, Option, Painted, RewardKind, RewardSpec, Tools, painted_map
 from .rewards.wish import MET
 from .run import Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import EXPERIMENTS, Settings, checked, kind_of, settings_for
 from .store import check_free, claim, new_folder, open_run, pack, save_run
-from .tracking import check_trackers, heat_strip, tracked, write_metrics
+from .tracking import HEATED, check_trackers, heat_strip, tracked, write_metrics
 
 Result = TypeVar("Result")
 
@@ -205,13 +206,20 @@ def start(options: argparse.Namespace) -> int:
     size = (options.height, options.width)
     model = load_model(resolved(options.model or "") or None, size=size)
     for word in model.unknown_words(f"{settings.prompt} {settings.held_out_prompt}"):
-        print(f"note: {Path(model.name).name} never learnt the word {word!r}", file=sys.stderr)
+        if first():
+            print(f"note: {Path(model.name).name} never learnt the word {word!r}", file=sys.stderr)
     run = watched(begin(model, settings, lora, reward=spec), "first images")
     for path in options.map or ():
         run = painted(run, read_paint(path, run.picture))
-    folder = claim(options.out or new_folder(Path("runs"), kind.name))
-    write_config(folder, kind.name, asked(options, run))
+    folder = from_first(lambda: claimed(options, run))
     return train(model, run, tools, folder, options.log_with or ())
+
+
+def claimed(options: argparse.Namespace, run: Run) -> Path:
+    """The run's new folder, with its run.yaml."""
+    folder = claim(options.out or new_folder(Path("runs"), options.kind.name))
+    write_config(folder, options.kind.name, asked(options, run))
+    return folder
 
 
 def configured(options: argparse.Namespace) -> argparse.Namespace:
@@ -308,7 +316,7 @@ def read_paint(path: Path, picture: Tensor | None) -> Tensor:
 
 
 def go_on(options: argparse.Namespace) -> int:
-    run, folder = opened(options.run)
+    run, folder = from_first(lambda: opened(options.run))
     spec = run.reward
     if spec is None:
         raise RunError(f"{folder} was taught nothing yet, and names no reward; begin with one.")
@@ -345,46 +353,56 @@ def train(
     model: DiffusionModel, run: Run, tools: Tools, folder: Path, log_with: Sequence[str] = (),
     *, anew: bool = False,
 ) -> int:  # fmt: skip
-    """Update until the run has its updates or its wish is met, saving after each; Ctrl-C keeps
-    what was done. log_with: trackers. anew: score again what has been shown."""
+    """Update until the run has its updates or its wish is met, saving after each; Ctrl-C and the
+    end of another process keep what was done. log_with: trackers. anew: score again what has been
+    shown."""
     spec = run.reward
     assert spec is not None
+    end_with_the_others()
     try:
         judge = judge_of(run, model, tools)
         run = scored(run, spec, judge, anew=anew)
-        save_run(run, folder)
+        if first():
+            save_run(run, folder)
         total = run.settings.updates
         with (
-            tracked(folder, log_with, run) as track,
-            tqdm(total=total, initial=run.count, unit="update", desc="learning") as bar,
+            tracked(folder, log_with if first() else (), run) as track,
+            progress_bar(total=total, initial=run.count, unit="update", desc="learning") as bar,
         ):
-            if not run.count:
+            if first() and not run.count:
                 track(run, None)
             while run.count < total and (spec.exact or not run.met):
                 started = time.perf_counter()
                 run = watched(generate(model, run), "denoising")
                 images = run.trajectory.images  # type: ignore[union-attr]
-                maps = painted_now(run, len(images)) if spec.exact else judge(images)
+                count = run.settings.images
+                maps = painted_now(run, count) if spec.exact else gathered(judge(images), count)
                 taught = watched(teach(model, run, spec, maps, judge), "updating")
                 run = annotate(taught, seconds=time.perf_counter() - started)
-                save_run(run, folder)
-                track(run, heat_strip(images, maps))
+                heated = gathered(images[:HEATED], min(count, HEATED))
+                if first():
+                    save_run(run, folder)
+                    track(run, heat_strip(heated, maps))
                 bar.update()
                 bar.set_postfix_str(f"reward {run.latest[-1].here:+.4f}")
-    except KeyboardInterrupt:
-        save_run(run, folder)  # it may have come in the middle of this
+    except (KeyboardInterrupt, ProcessError) as reason:
+        end_undisturbed()
+        if first():
+            save_run(run, folder)  # it may have come in the middle of this
+            write_metrics(run, folder)
+            write_folder(run, folder / "lora")
+        way_on = f"all of it is kept. Go on with: python -m pxpo resume {folder}"
+        if isinstance(reason, ProcessError):
+            raise ProcessError(f"{reason} Stopped after update {run.count}; {way_on}") from reason
+        if first():
+            print(f"\nStopped after update {run.count}; {way_on}")
+        return 130
+    if first():
         write_metrics(run, folder)
         write_folder(run, folder / "lora")
-        print(
-            f"\nStopped after update {run.count}; all of it is kept. "
-            f"Go on with: python -m pxpo resume {folder}"
-        )
-        return 130
-    write_metrics(run, folder)
-    write_folder(run, folder / "lora")
-    if run.met and not spec.exact:
-        print(f"Stopping here: {MET}.")
-    print(f"Done: {run.count} updates, LoRA and pictures in {folder / 'lora'}")
+        if run.met and not spec.exact:
+            print(f"Stopping here: {MET}.")
+        print(f"Done: {run.count} updates, LoRA and pictures in {folder / 'lora'}")
     return 0
 
 
@@ -415,7 +433,7 @@ def push_run(options: argparse.Namespace) -> int:
 
 def watched(work: Generator[Progress, None, Result], name: str) -> Result:
     """Run a generator to its end under a progress bar that vanishes with it."""
-    with tqdm(leave=False, desc=name) as bar:
+    with progress_bar(leave=False, desc=name) as bar:
         while True:
             try:
                 progress = next(work)
@@ -423,6 +441,10 @@ def watched(work: Generator[Progress, None, Result], name: str) -> Result:
                 return end.value
             bar.total, bar.n = progress.total, progress.done
             bar.set_description(progress.phase, refresh=True)
+
+
+def progress_bar(**options: Any) -> tqdm:
+    return tqdm(**options, disable=not first())
 
 
 def quiet() -> None:

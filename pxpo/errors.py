@@ -29,5 +29,9 @@ class RunError(PxpoError):
     """A run that cannot be read, written or continued."""
 
 
+class ProcessError(PxpoError):
+    """Another of the processes that share the work is gone."""
+
+
 class HubError(PxpoError):
     """The Hub refused, or cannot be reached; what was to be pushed is still on disk."""

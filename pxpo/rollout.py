@@ -49,7 +49,7 @@ class Trajectory:
 
     latents: (T + 1, B, C, h, w) float32, x_T first and x_0 last. outputs: (T, B, C, h, w), what the
     network said, guided. noise: (T, B, C, h, w), each step's z. cond: (B, ...) by name. uncond:
-    (1, ...) by name. images: (B, 3, H, W) in [0, 1]. prompts: B.
+    (1, ...) by name. images: (B, 3, H, W) in [0, 1].
     """
 
     latents: Tensor
@@ -60,7 +60,6 @@ class Trajectory:
     uncond: Cond
     guidance_scale: float
     images: Tensor
-    prompts: tuple[str, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -80,7 +79,6 @@ def joined(parts: Sequence[Trajectory]) -> Trajectory:
         noise=torch.cat([one.noise for one in parts], dim=1),
         cond={n: torch.cat([one.cond[n] for one in parts]) for n in first.cond},
         images=torch.cat([one.images for one in parts]),
-        prompts=tuple(prompt for one in parts for prompt in one.prompts),
     )
 
 
@@ -122,5 +120,5 @@ def rollout(
         yield Progress(phase, index + 1, len(steps), x_0)
     return Trajectory(
         torch.stack(latents), outputs, z, steps, cond, uncond,
-        sampling.guidance_scale, model.decode(latents[-1]), tuple(prompts),
+        sampling.guidance_scale, model.decode(latents[-1]),
     )  # fmt: skip

@@ -22,6 +22,7 @@ from .credit import downsample, latent_credit
 from .errors import RewardError, RunError
 from .lora import Lora, adapter, completed, new_lora, weights_of
 from .models import DiffusionModel
+from .processes import gathered, tasks
 from .progress import Progress
 from .rewards import Painted, Reward, RewardSpec, Tools, Wish, add_paint, resolved
 from .rollout import Noise, Trajectory, derived_seed, joined, rollout
@@ -84,7 +85,7 @@ class Run:
     reward is None before anybody named one. painted: all that a person painted, which adds up to a
     wish. own: how this seed's newest picture was made, unless it must be made again. trajectory:
     the images now judged, or None where `generate` has them still to make. id: its name in the
-    studio that keeps it.
+    studio that keeps it. Of many processes (processes.py) each has the trajectories that it made.
     """
 
     settings: Settings
@@ -171,16 +172,17 @@ def judge_of(run: Run, model: DiffusionModel, tools: Tools) -> Reward:
 
 
 def generate(model: DiffusionModel, run: Run) -> Generator[Progress, None, Run]:
-    """Sample the images that the next update will judge, unless they are there already.
+    """Sample the images that the next update will judge, unless they are there already; of many
+    processes each makes its own.
 
     One on the run's own noise comes first and is made alone, as a stock pipeline makes it: it is
     the picture that was shown last, where that is at hand.
     """
     if run.trajectory is not None:
         return run
-    settings, parts = run.settings, []
-    prompts = training_prompts(settings, run.count)
-    noise = [training_noise(settings, run.count, index) for index in range(settings.images)]
+    settings, parts, mine = run.settings, [], tasks(run.settings.images)
+    prompts = training_prompts(settings, run.count)[mine]
+    noise = [training_noise(settings, run.count, i) for i in range(settings.images)][mine]
     with adapter(model, run.lora):
         if noise[0] == Noise(settings.seed):
             own = run.own if _paint_alike(settings, run.updates[-1].settings) else None
@@ -204,19 +206,20 @@ def teach(
 def learn(
     model: DiffusionModel, run: Run, reward_maps: Tensor, reward: RewardSpec | None = None
 ) -> Generator[Progress, None, Run]:
-    """One update from the reward maps (B, H, W) of the images that `generate` made.
+    """One update from the reward maps (B, H, W) of the images that `generate` made, in all
+    processes.
 
     reward: what they come from, for the record. Where they earn nothing, nothing is learnt, and the
     next images come from the next noise. Raises RewardError for maps that do not fit, DivergedError
     for a gradient that is not finite; the run is then as it was.
     """
     settings, trajectory = run.settings, _judged(run)
-    if len(reward_maps) != len(trajectory.images):
+    if len(reward_maps[tasks(len(reward_maps))]) != len(trajectory.images):
         raise RewardError(
             f"there are {len(reward_maps)} reward maps for {len(trajectory.images)} images."
         )
     latent_reward = downsample(reward_maps.float(), trajectory.size)
-    credit = latent_credit(latent_reward, settings, trajectory.prompts)
+    credit = latent_credit(latent_reward, settings, training_prompts(settings, run.count))
     hold_map = 1 - latent_reward.abs() / latent_reward.abs().max().clamp(min=1e-12)
     before = run.updates[-1]
     metrics = {
@@ -251,7 +254,8 @@ def scored(run: Run, reward: RewardSpec, judge: Reward, *, anew: bool = False) -
     def with_score(one: Update) -> Update:
         if reward.name in one.scores and not anew:
             return one
-        maps = judge(one.shown.permute(0, 3, 1, 2) / 255)
+        mine, count = tasks(len(one.shown)), len(one.shown)
+        maps = gathered(judge(one.shown[mine].permute(0, 3, 1, 2) / 255), count)
         metrics = one.metrics
         if isinstance(judge, Wish):
             metrics = {**metrics, "met": float(judge.met(maps))}
@@ -346,18 +350,22 @@ def _score(maps: Tensor, settings: Settings) -> Score:
 
 def _show(
     model: DiffusionModel, settings: Settings
-) -> Generator[Progress, None, tuple[Tensor, Trajectory]]:
-    """The shown images, and the trajectory of this seed's.
+) -> Generator[Progress, None, tuple[Tensor, Trajectory | None]]:
+    """The shown images, and the trajectory of this seed's in the process that made it.
 
     This seed's image is made alone, as a stock pipeline makes it: batches round differently.
     """
     noise, prompts = shown_noise(settings), shown_prompts(settings)
-    mine = yield from rollout(model, prompts[:1], noise[:1], settings, SHOWING)
-    images = mine.images
-    if len(noise) > 1:
-        rest = yield from rollout(model, prompts[1:], noise[1:], settings, "held-out seeds")
-        images = torch.cat([images, rest.images])
-    return (images * 255).round().byte().permute(0, 2, 3, 1).contiguous(), mine
+    count, mine, own, parts = len(noise), tasks(len(noise)), None, []
+    noise, prompts = noise[mine], prompts[mine]
+    if mine.start == 0:
+        own = yield from rollout(model, prompts[:1], noise[:1], settings, SHOWING)
+        parts, noise, prompts = [own.images], noise[1:], prompts[1:]
+    if noise:
+        rest = yield from rollout(model, prompts, noise, settings, "held-out seeds")
+        parts.append(rest.images)
+    shown = (torch.cat(parts) * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+    return gathered(shown, count), own
 
 
 def _paint_alike(one: Settings, other: Settings) -> bool:

@@ -26,6 +26,9 @@ from .run import Run, training_prompts
 PACKAGES = {"comet_ml": "comet-ml"}
 """Where pip's name of a tracker is not its own."""
 
+HEATED = 8
+"""The most images of an update that its heat-map shows."""
+
 NO_PICTURES = ("aim", "clearml")
 """Trackers that take pictures in a way of their own."""
 
@@ -115,8 +118,8 @@ def flat(values: Mapping[str, Any], head: str = "") -> dict[str, float]:
     return found
 
 
-def heat_strip(images: Tensor, maps: Tensor, most: int = 8) -> Image.Image:
-    """Images (B, 3, H, W) under their reward maps (B, h, w), the first `most` of them."""
-    images, maps = images[:most], interpolate(maps[:most, None], images.shape[2:])[:, 0]
+def heat_strip(images: Tensor, maps: Tensor) -> Image.Image:
+    """Images (B, 3, H, W) under their reward maps (B, h, w), the first HEATED of them."""
+    images, maps = images[:HEATED], interpolate(maps[:HEATED, None], images.shape[2:])[:, 0]
     pictures = [heat_map(image, one) for image, one in zip(images, maps, strict=True)]
     return strip([pictures], [""] * len(pictures))

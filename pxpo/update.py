@@ -25,8 +25,9 @@ The preset "paper" of settings.py has none of the last five.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ from torch.nn import Parameter
 
 from .errors import DivergedError, RewardError, SettingError
 from .models.base import DiffusionModel, some, without_lora
+from .processes import share, summed, tasks
 from .progress import Progress
 from .rollout import Trajectory
 from .settings import Learning
@@ -77,8 +79,10 @@ def update(
 ) -> Generator[Progress, None, Report]:
     """One optimizer step on `parameters`, the LoRA attached to `model`; yields after each chunk.
 
-    credit: (B, h, w), the weight A of each latent pixel. hold_map: (B, h, w), 0 or more, how much
-    of `hold` pulls there; 1 everywhere when None. generator: draws the steps when `timesteps` < 1.
+    trajectory: this process's share of the images (processes.py). credit: (B, h, w), the weight A
+    of each latent pixel of all of them. hold_map: (B, h, w), 0 or more, how much of `hold` pulls
+    there; 1 everywhere when None. generator: draws the steps when `timesteps` < 1. All processes
+    take the same step.
     The result does not depend on the size of the chunks beyond float rounding.
     Raises DivergedError, with the parameters as they were, when the gradient is not finite, or when
     no step along it gives a finite change.
@@ -92,19 +96,19 @@ def update(
             f"The gradient's norm is {gradient.norm}; the step was not taken and the LoRA is as "
             "before. Tame the rewards, or go back an update."
         )
-    step, image = _spread(trajectory, MEASURED)
-    said, now = trajectory.outputs[step, image], Tensor()
+    measured = partial(_of_measured, trajectory, len(credit))
+    said, now = measured(lambda step, image: trajectory.outputs[step, image]), Tensor()
 
     def measure() -> float:
         nonlocal now
-        now = _say(model, trajectory, step, image)
+        now = measured(partial(_say, model, trajectory))
         return relative_change(now, said)
 
     before = [parameter.detach().clone() for parameter in parameters.values()]
     optimizer.step()
     moved = yield from scale_step(list(parameters.values()), before, measure, learning.strength)
     with without_lora(model):
-        from_base = relative_change(now, _say(model, trajectory, step, image))
+        from_base = relative_change(now, measured(partial(_say, model, trajectory)))
     return Report(gradient.norm, gradient.kl, moved, from_base)
 
 
@@ -125,18 +129,21 @@ def accumulate_gradient(
     as described above; arguments as in `update`. A pixel's KL divergence is half the sum
     over channels of (c / sigma)^2 (out - out_base)^2, with `step_weights` for c / sigma.
     """
-    images, (h, w) = trajectory.latents.shape[1], trajectory.size
-    _check("credit", credit, (images, h, w))
     hold_map = torch.ones_like(credit) if hold_map is None else hold_map
-    _check("hold_map", hold_map, (images, h, w))
+    _check("credit", credit, trajectory)
+    _check("hold_map", hold_map, trajectory)
+    mine, (h, w) = share(len(credit)), trajectory.size
     chosen = _chosen_steps(trajectory.steps.sigma, learning.timesteps, generator)
-    pairs = torch.cartesian_prod(chosen, torch.arange(images))  # (P, 2): step, image
+    own = torch.arange(mine.stop - mine.start)
+    pairs = torch.cartesian_prod(chosen, own)  # (P, 2): step, image
+    pairs_of_all = len(chosen) * len(credit)
     weights = step_weights(trajectory.steps, learning.step_weights)
     # With the unconditional half detached, guidance is a mere factor on the conditional one.
     detached = learning.unconditional == "detached"
     guidance = 1.0 if detached else trajectory.guidance_scale
     # Half precision underflows on a mean over millions of terms: divide at the end, in float32.
     scale = 1.0 / (credit.abs().max().item() or 1.0)
+    own_credit, own_hold = credit[mine], hold_map[mine]
     factor = scale * (trajectory.guidance_scale if detached else 1.0)
     totals = [torch.zeros_like(p) for p in parameters.values()]
     divergence = 0.0
@@ -147,11 +154,11 @@ def accumulate_gradient(
         weight = weights[step].view(-1, 1, 1, 1)
         out = _ask(model, trajectory, step, image, guidance)
         z = trajectory.noise[step, image]
-        sent_back = -weight * credit[image, None] * z  # (P, C, h, w)
+        sent_back = -weight * own_credit[image, None] * z  # (P, C, h, w)
         kl = 0.0
         if learning.hold:
             drift = _drift(model, trajectory, step, image)
-            pull = weight**2 * hold_map[image, None] * drift
+            pull = weight**2 * own_hold[image, None] * drift
             kl = 0.5 * (pull * drift).sum().item()
             sent_back = sent_back + learning.hold * pull
         gradients = torch.autograd.grad(
@@ -164,15 +171,15 @@ def accumulate_gradient(
 
     for done in model.fold("learn", len(pairs), work):
         yield Progress("learning", done, len(pairs))
-    count = len(pairs) * h * w
+    *totals, kl_sum = summed([*totals, torch.tensor(divergence, dtype=torch.float64)])
+    count = pairs_of_all * h * w
     for parameter, total in zip(parameters.values(), totals, strict=True):
         parameter.grad = total / (scale * count)
     norm = torch.linalg.vector_norm(
         torch.stack([p.grad.norm() for p in parameters.values() if p.grad is not None])
     )
-    return Gradient(
-        norm.item(), divergence / (len(pairs) * max(hold_map.sum().item() / images, 1e-12))
-    )
+    held = max(hold_map.sum().item() / len(credit), 1e-12)
+    return Gradient(norm.item(), kl_sum.item() / (pairs_of_all * held))
 
 
 def step_weights(steps: Steps, how: str) -> Tensor:
@@ -209,10 +216,22 @@ def _say(model: DiffusionModel, trajectory: Trajectory, step: Tensor, image: Ten
     return said
 
 
-def _spread(trajectory: Trajectory, count: int) -> tuple[Tensor, Tensor]:
+def _of_measured(
+    trajectory: Trajectory, images: int, what: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """`what` (P, C, h, w) of the MEASURED pairs of all processes' `images`, of which each process
+    knows its own: from their steps and the trajectory's images, (P,) each."""
+    step, image = _spread(len(trajectory.steps), images, MEASURED)
+    mine = share(images)
+    own = (mine.start <= image) & (image < mine.stop)
+    found = trajectory.outputs.new_zeros(len(step), *trajectory.outputs.shape[2:])
+    found[own] = what(step[own], image[own] - mine.start)
+    return summed([found])[0]
+
+
+def _spread(steps: int, images: int, count: int) -> tuple[Tensor, Tensor]:
     """(P,) steps, each from the middle of an equal share of all, and (P,) images in turn: at most
     `count` pairs."""
-    steps, images = trajectory.outputs.shape[:2]
     pairs = torch.arange(min(count, steps * images))
     return (2 * pairs + 1) * steps // (2 * len(pairs)), pairs % images
 
@@ -238,8 +257,12 @@ def _chosen_steps(sigma: Tensor, share: float, generator: torch.Generator | None
     return noisy[torch.randperm(len(noisy), generator=generator)[:count]].sort().values
 
 
-def _check(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(values.shape) != shape:
-        raise RewardError(f"{name} has the shape {tuple(values.shape)}; these images need {shape}.")
+def _check(name: str, values: Tensor, trajectory: Trajectory) -> None:
+    """RewardError where the values (B, h, w) of all images do not fit this process's."""
+    images, size = trajectory.latents.shape[1], trajectory.size
+    if values.shape[1:] != size or len(values[tasks(len(values))]) != images:
+        raise RewardError(
+            f"{name} has the shape {tuple(values.shape)}; these images need {(images, *size)}."
+        )
     if not torch.isfinite(values).all():
         raise RewardError(f"{name} has values that are not finite (NaN or infinite).")

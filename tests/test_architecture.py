@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pxpo"
 
 LAYERS = [
     {"errors", "embedded", "progress"},
-    {"settings", "zerogpu"},
+    {"settings", "processes", "zerogpu"},
     {"steps", "credit", "strength"},
     {"models"},
     {"lora", "rollout"},

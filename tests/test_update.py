@@ -557,8 +557,7 @@ def test_what_an_update_moved_is_measured_with_guidance_at_eight_pairs(unconditi
     ],
 )
 def test_the_measured_pairs_are_the_middles_of_equal_shares_of_the_steps(steps, images, pairs):
-    outputs = torch.zeros(steps, images, 1, 1, 1)
-    spread = _spread(replace(small()[1], outputs=outputs), MEASURED)
+    spread = _spread(steps, images, MEASURED)
     assert torch.stack(spread, 1).tolist() == [list(pair) for pair in pairs]
 
 

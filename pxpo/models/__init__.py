@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 
 from ..embedded import TINY_WORLD
 from ..errors import ModelError, PxpoError
+from ..processes import own_device
 from .base import DiffusionModel, Size
 from .memory import is_out_of_memory
 from .single_file import read_checkpoint
@@ -99,6 +100,8 @@ def is_pickled(name: str, error: Exception) -> bool:
 
 
 def best_device() -> str:
+    if own := own_device():
+        return own
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
