@@ -20,10 +20,12 @@ from .card import base_of, write_folder
 from .config import read_config, write_config
 from .embedded import TINY_WORLD
 from .errors import PxpoError, RewardError, RunError, SettingError
+from .evaluate import evaluate, write_evaluation
 from .hub import pull, push
 from .models import DiffusionModel, best_device, load_model
 from .progress import Progress
 from .rewards import REWARDS, Option, Painted, RewardKind, RewardSpec, Tools, painted_map
+from .rewards.mix import read_spec
 from .rewards.wish import MET
 from .run import Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import EXPERIMENTS, Settings, checked, kind_of, settings_for
@@ -66,6 +68,20 @@ def make_parser() -> argparse.ArgumentParser:
     for kind in REWARDS.values():
         for option in kind.options if kind.recorded else ():  # which may have moved or changed
             add_option(again, option)
+
+    judged = commands.add_parser("evaluate", help="a run's LoRA beside its base, on unseen seeds")
+    judged.set_defaults(command=evaluate_run)
+    add_run(judged)
+    judged.add_argument("--seeds", type=int, default=16, help="pictures of each prompt (16)")
+    judged.add_argument(
+        "--prompt", action="append", default=[], help="in place of the run's own; repeatable"
+    )
+    judged.add_argument(
+        "--judge", action="append", default=[], metavar="'REWARD [OPTIONS]'",
+        help="a second judge, as 'segment --labels Taxi --more' (what looks alike); repeatable",
+    )  # fmt: skip
+    judged.add_argument("--model", help="where the run's model lies now, if it was moved")
+    judged.add_argument("--out", type=Path, help="folder of the page (RUN/evaluation)")
 
     zipped = commands.add_parser("pack", help="pack a run into a zip that the page takes")
     zipped.set_defaults(command=pack_run)
@@ -390,6 +406,24 @@ def train(
 def painted_now(run: Run, images: int) -> Tensor:
     """The paper's map (B, H, W) of the next update, the same for all of its images."""
     return run.painted[min(run.count, len(run.painted) - 1)].paint.expand(images, -1, -1)
+
+
+def evaluate_run(options: argparse.Namespace) -> int:
+    run, folder = opened(options.run)
+    judges, tools = [read_spec(text) for text in options.judge], Tools(best_device(), code=True)
+    for spec in judges:  # what can be said is said before the model is loaded
+        spec.make(tools)
+    model = load_model(options.model or run.model_name, size=run.size)
+    run = replace(run, model_name=resolved(model.name))
+    seeds, parts = watched(
+        evaluate(
+            model, run, tools, prompts=options.prompt, seeds=options.seeds, judges=judges
+        ),
+        "evaluating",
+    )  # fmt: skip
+    page = write_evaluation(run, seeds, parts, options.out or folder / "evaluation")
+    print(f"Written: {page}")
+    return 0
 
 
 def pack_run(options: argparse.Namespace) -> int:
