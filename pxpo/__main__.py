@@ -24,8 +24,11 @@ from .evaluate import evaluate, write_evaluation
 from .hub import pull, push
 from .models import DiffusionModel, best_device, load_model
 from .progress import Progress
+from .reproduce import EXPERIMENTS as PAPER_EXPERIMENTS
+from .reproduce import FULL, QUICK, Bench, reproduce
 from .rewards import REWARDS, Option, Painted, RewardKind, RewardSpec, Tools, painted_map
 from .rewards.mix import read_spec
+from .rewards.segmentation import CLOTHES
 from .rewards.wish import MET
 from .run import Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import EXPERIMENTS, Settings, checked, kind_of, settings_for
@@ -82,6 +85,23 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     judged.add_argument("--model", help="where the run's model lies now, if it was moved")
     judged.add_argument("--out", type=Path, help="folder of the page (RUN/evaluation)")
+
+    again = commands.add_parser("reproduce", help="the paper's experiments, and a report of them")
+    again.set_defaults(command=reproduce_paper)
+    again.add_argument("--quick", action="store_true", help="a small part of it, in minutes")
+    again.add_argument("--seeds", type=int, help="runs of each experiment and method (5; quick: 2)")
+    again.add_argument(
+        "--only", action="append", choices=PAPER_EXPERIMENTS, help="one experiment; repeatable"
+    )
+    again.add_argument("--model", help="folder, .safetensors file or Hub id (Tiny World)")
+    again.add_argument(
+        "--segmenter", action="append",
+        help="folder or Hub id of one that knows Hair, or Lake and Tree; repeatable (Tiny World's "
+        f"own; for other models {CLOTHES})",
+    )  # fmt: skip
+    again.add_argument(
+        "--out", type=Path, help="the report's folder, where it also goes on (runs/reproduce)"
+    )
 
     zipped = commands.add_parser("pack", help="pack a run into a zip that the page takes")
     zipped.set_defaults(command=pack_run)
@@ -422,6 +442,27 @@ def evaluate_run(options: argparse.Namespace) -> int:
         "evaluating",
     )  # fmt: skip
     page = write_evaluation(run, seeds, parts, options.out or folder / "evaluation")
+    print(f"Written: {page}")
+    return 0
+
+
+def reproduce_paper(options: argparse.Namespace) -> int:
+    """All of it, or what is left of it."""
+    scale = QUICK if options.quick else FULL
+    scale = replace(scale, seeds=scale.seeds if options.seeds is None else options.seeds)
+    if scale.seeds < 1:
+        raise SettingError(f"seeds is {scale.seeds}; the least it can be is 1.")
+    folder = options.out or Path("runs", "reproduce-quick" if options.quick else "reproduce")
+    model = load_model(resolved(options.model or "") or None)
+    usual = "" if Path(model.name) == TINY_WORLD else CLOTHES
+    tools = Tools(best_device())
+    bench = Bench(model, folder, scale, options.segmenter or [usual], tools)
+    names = [name for name in PAPER_EXPERIMENTS if not options.only or name in options.only]
+    try:
+        page = watched(reproduce(bench, names), "reproducing")
+    except KeyboardInterrupt:
+        print("\nStopped; what was done is kept. The same command goes on.")
+        return 130
     print(f"Written: {page}")
     return 0
 
