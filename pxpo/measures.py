@@ -139,17 +139,16 @@ def regions(size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     return (cell == torch.arange(grid[0] * grid[1])[:, None, None]).float()
 
 
-def cross_talk(movements: Tensor, masks: Tensor) -> float:
-    """How far a region's reward moves the other regions, beside how far it moves its own.
+def by_region(maps: Tensor, masks: Tensor) -> Tensor:
+    """The mean of each map (B, h, w) in each region, by masks (R, h, w) of 0 and 1: (B, R)."""
+    return torch.einsum("bhw,rhw->br", maps, masks) / masks.sum((1, 2))
 
-    movements: (R, h, w), of a LoRA taught by the reward in each region alone. masks: (R, h, w) of
-    0 and 1. 0 is no cross-talk; at 1 all regions move alike, whichever was rewarded.
-    """
-    moved = torch.einsum("rhw,shw->rs", movements.square(), masks) / masks.sum((1, 2))
-    moved = moved.sqrt()
-    own = moved.diagonal().mean()
-    others = (moved.sum() - moved.trace()) / (moved.numel() - len(moved))
-    return (others / own.clamp(min=1e-12)).item()
+
+def own_and_others(matrix: Tensor) -> tuple[float, float]:
+    """The means of a matrix (R, R) on its diagonal and off it: of what a region did to itself, and
+    to the others."""
+    own, whole, count = matrix.trace(), matrix.sum(), len(matrix)
+    return (own / count).item(), ((whole - own) / (count * (count - 1))).item()
 
 
 def queries_to(target: float, queries: Sequence[int], rewards: Sequence[float]) -> float | None:
@@ -165,10 +164,10 @@ def queries_to(target: float, queries: Sequence[int], rewards: Sequence[float]) 
 
 
 def spread(values: Sequence[float], digits: int = 1, factor: float = 100) -> str:
-    """Mean ± standard deviation; in percent, if nothing else is said."""
+    """Mean ± standard deviation, if there are several; in percent, if nothing else is said."""
     values = [factor * value for value in values]
-    if not values:
-        return "–"
+    if len(values) < 2:
+        return signed(values[0], digits) if values else "–"
     return f"{signed(fmean(values), digits)} ± {pstdev(values):.{digits}f}"
 
 

@@ -199,10 +199,10 @@ table {border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabu
 th, td {text-align: left; padding: 0.45rem 1rem 0.45rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top}
 th[scope=col] {color: var(--soft); font-weight: 600; font-size: 0.84rem}
-th[scope=row] {font-weight: 600}
+th[scope=row] {font-weight: 600; min-width: 7rem}
 td {white-space: nowrap}
 figure {margin: 1.2rem 0}
-figure .wide img {display: block; min-width: min(100%, 620px); max-width: 100%; height: auto}
+figure .wide img {display: block; height: auto; max-width: max(100%, 560px)}
 figcaption {color: var(--soft); font-size: 0.88rem; margin-top: 0.4rem; max-width: 46rem}
 .pairs {display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 1.1rem}
 .pairs figure {margin: 0}

@@ -22,7 +22,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import RewardError, RunError
-from ..measures import cross_talk, diversity, drift, held_out, movement, regions, sampled
+from ..measures import (
+    by_region,
+    diversity,
+    drift,
+    held_out,
+    movement,
+    own_and_others,
+    regions,
+    sampled,
+)
 from ..models import DiffusionModel
 from ..progress import Progress, Result
 from ..rewards import ColorReward, Reward, RewardSpec, Tools, resolved
@@ -90,8 +99,8 @@ QUICK = Scale(
     seeds=2,
     judged=4,
     grid=(1, 2),
-    region={"images": 2, "updates": 1, "steps": 8},
-    changes={"images": 4, "updates": 2, "steps": 8},
+    region={"images": 2, "updates": 1, "steps": 5},
+    changes={"images": 4, "updates": 2, "steps": 5},
     quick=True,
 )
 
@@ -133,26 +142,27 @@ class Base:
     features: Tensor
 
 
-def settings_of(bench: Bench, name: str, method: str, seed: int) -> Settings:
-    """All methods ask for as many rewards. The paper paints one image an update."""
-    experiment, changes = EXPERIMENTS[name], dict(METHODS[method])
-    budget = {**PRESETS[experiment.kind], **experiment.budget, **bench.scale.changes}
+def settings_of(model: DiffusionModel, name: str, method: str, **changes: Any) -> Settings:
+    """Those of an experiment by a method, with changes. All methods ask for as many rewards; the
+    paper paints one image an update."""
+    experiment, recipe = EXPERIMENTS[name], METHODS[method]
+    budget = {**PRESETS[experiment.kind], **experiment.budget, **changes}
     images, updates = budget["images"], budget["updates"]
-    if changes.get("paper") and experiment.kind == "paint":
+    if recipe.get("paper") and experiment.kind == "paint":
         images, updates = 1, images * updates
-    chosen = {**bench.scale.changes, **changes, "images": images, "updates": updates}
-    return bench.model.filled(settings_for(experiment.kind, shown=1, seed=seed, **chosen))
+    chosen = {"shown": 1, **changes, **recipe, "images": images, "updates": updates}
+    return model.filled(settings_for(experiment.kind, **chosen))
 
 
 def marks_of(bench: Bench, name: str) -> list[int]:
     """The numbers of queries after which each method is measured: as many as POINTS, evenly."""
-    settings = settings_of(bench, name, "one recipe", 0)
+    settings = settings_of(bench.model, name, "one recipe", **bench.scale.changes)
     points = next(n for n in range(POINTS, 0, -1) if settings.updates % n == 0)
     return [settings.images * settings.updates * n // points for n in range(points + 1)]
 
 
 def base_of(bench: Bench, name: str, judge: Reward) -> Generator[Progress, None, Base]:
-    settings = settings_of(bench, name, "one recipe", 0)
+    settings = settings_of(bench.model, name, "one recipe", **bench.scale.changes)
     work = sampled(bench.model, None, settings.prompt, held_out(bench.scale.judged), settings)
     images = (yield from work).images
     return Base(images, judge(images), bench.model.features(images))
@@ -215,28 +225,34 @@ def region_settings(bench: Bench, method: str, seed: int) -> Settings:
     return bench.model.filled(settings_for("color", shown=1, seed=seed, **chosen))
 
 
-def talk(bench: Bench, settings: Settings) -> Generator[Progress, None, dict[str, Any]]:
-    """The cross-talk: a LoRA is taught less blue in one region alone, for each region.
+def cross_talk(bench: Bench, settings: Settings) -> Generator[Progress, None, dict[str, Any]]:
+    """How far one region's reward moves the others: a LoRA is taught less blue in one region alone,
+    for each region.
 
-    What it moves is what the network says of the base model's held-out pictures.
+    movements: (R, h, w), how far the output of the network moves, for held-out pictures of the base
+    model. moved, gain: the means in the rewarded region and in the others, of that and of what the
+    pictures gain.
     """
-    model, scale = bench.model, bench.scale
-    there = regions(model.image_size, scale.grid)  # (R, H, W)
-    seeds = held_out(settings.images)
-    trajectory = yield from sampled(model, None, settings.prompt, seeds, settings)
-    moved, judge = [], ColorReward("blue")
+    model, grid = bench.model, bench.scale.grid
+    h, w = model.latent_shape[1:]
+    there, latent = regions(model.image_size, grid), regions((h, w), grid)
+    judge, seeds = ColorReward("blue"), held_out(settings.images)
+    before = yield from sampled(model, None, settings.prompt, seeds, settings)
+    movements, gains = [], []
     for region in there:
         run = yield from begin(model, settings)
         for _ in range(settings.updates):
             run = yield from generate(model, run)
             assert run.trajectory is not None
             run = yield from learn(model, run, judge(run.trajectory.images) * region)
-        moved.append(movement(model, run.lora, trajectory))
-    movements = torch.stack(moved)
-    h, w = model.latent_shape[1:]
+        movements.append(movement(model, run.lora, before))
+        after = yield from sampled(model, run.lora, settings.prompt, seeds, settings)
+        gains.append((judge(after.images) - judge(before.images)).mean(0))
+    moved = torch.stack(movements)
     return {
-        "cross_talk": cross_talk(movements, regions((h, w), scale.grid)),
-        "movements": movements.tolist(),
+        "moved": own_and_others(by_region(moved.square(), latent).sqrt()),
+        "gain": own_and_others(by_region(torch.stack(gains), there)),
+        "movements": moved.tolist(),
     }
 
 
@@ -284,7 +300,7 @@ def run_all(bench: Bench, names: Sequence[str]) -> Generator[Progress, None, dic
         settings = region_settings(bench, method, seed)
         key = {"model": resolved(bench.model.name), "settings": settings.as_dict(),
                "grid": bench.scale.grid}  # fmt: skip
-        work = once(path, key, talk(bench, settings))
+        work = once(path, key, cross_talk(bench, settings))
         words = f"{number}/{total} cross-talk, {method}, seed {seed}"
         talks[method].append((yield from labelled(work, words)))
     return {"runs": runs, "cross_talk": talks}
@@ -303,7 +319,8 @@ def one_run(
 ) -> Generator[Progress, None, dict[str, Any]]:
     """A run's figures; on the first seed its pictures are kept too. base: of this experiment, put
     in when it is first needed."""
-    folder, settings = run_folder(bench, name, method, seed), settings_of(bench, name, method, seed)
+    folder = run_folder(bench, name, method, seed)
+    settings = settings_of(bench.model, name, method, seed=seed, **bench.scale.changes)
 
     def work() -> Generator[Progress, None, dict[str, Any]]:
         judge = spec.make(bench.tools)
