@@ -173,7 +173,9 @@ def test_the_lora_is_judged_beside_its_base_on_the_same_seeds(model, run):
     noise = [Noise(seed) for seed in seeds]
     base = finish(rollout(model, ["a lake"] * 3, noise, run.settings)).images
     torch.testing.assert_close(one.before, base)
-    assert (one.after - base).abs().max() > 0.01
+    learnt = finish(sampled(model, run.lora, "a lake", seeds, run.settings)).images
+    torch.testing.assert_close(one.after, learnt)
+    assert (learnt - base).abs().max() > 0.01
     before, after = one.judges["less blue"]
     assert before == pytest.approx((-base[:, 2]).mean((1, 2)).tolist())
     assert after == pytest.approx((-one.after[:, 2]).mean((1, 2)).tolist())

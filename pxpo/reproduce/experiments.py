@@ -100,7 +100,7 @@ QUICK = Scale(
     judged=4,
     grid=(1, 2),
     region={"images": 2, "updates": 1, "steps": 5},
-    changes={"images": 4, "updates": 2, "steps": 5},
+    changes={"images": 3, "updates": 2, "steps": 5},
     quick=True,
 )
 

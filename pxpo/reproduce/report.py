@@ -232,7 +232,8 @@ def against(one: Summary, rival: Summary, paper: Published) -> list[str]:
         words.append(f"the gain is not clearly more than {RIVAL}'s: ours is {gains}")
     if gain <= 0:
         words.append("the reward did not rise")
-    if fmean(one["drift_outside"]) > fmean(rival["drift_outside"]):
+    more = fmean(one["drift_outside"]) - fmean(rival["drift_outside"])
+    if more > pstdev(one["drift_outside"]) + pstdev(rival["drift_outside"]):
         words.append(
             f"more changes outside, {spread(one['drift_outside'], 3, 1)} against "
             f"{spread(rival['drift_outside'], 3, 1)} by {RIVAL}"
@@ -352,7 +353,7 @@ def movement_picture(moved: torch.Tensor, place: tuple[float, ...]) -> Image.Ima
     picture = to_picture(dark + (bright - dark) * moved)
     picture = picture.resize((2 * SIDE, 2 * SIDE), Image.Resampling.NEAREST)
     top, left, bottom, right = (round(edge * (2 * SIDE - 1)) for edge in place)
-    ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline="white", width=5)
+    ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline=(240, 150, 40), width=6)
     return picture
 
 
