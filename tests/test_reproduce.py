@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,8 +106,10 @@ def test_each_label_is_looked_up_in_the_segmenters_in_turn(bench, segmenter):
     only = replace(several, segmenters=[segmenter.name])
     assert only.reward("hair").options["segmenter"] == segmenter.name
     assert only.reward("color") == EXPERIMENTS["color"].reward
-    with pytest.raises(RewardError, match="trees needs a segmenter that knows Lake and Tree"):
+    with pytest.raises(RewardError, match="trees needs a segmenter that knows Tree and Lake"):
         only.reward("trees")
+    ade = SimpleNamespace(segmenter=lambda name: SimpleNamespace(labels=("lake", "tree")))
+    assert replace(only, tools=ade).reward("trees").options["segmenter"] == segmenter.name
 
 
 # What is measured.
@@ -249,6 +252,8 @@ def test_the_target_is_half_of_the_best_mean_gain():
         assert one["target"] == pytest.approx(-0.9)
     assert found["PXPO"]["queries_to_target"] == [pytest.approx(5), None]
     assert found["DDPO"]["queries_to_target"] == [pytest.approx(10), pytest.approx(5)]
+    nothing = report.summarised({"PXPO": [figures(-1, -1, -1.2)], "DDPO": [figures(-1, -1, -1)]})
+    assert nothing["PXPO"]["queries_to_target"] == nothing["DDPO"]["queries_to_target"] == [None]
 
 
 def test_what_goes_against_us_is_said():

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ..embedded import TINY_WORLD
 from ..errors import RewardError, RunError
 from ..measures import (
     by_region,
@@ -118,18 +119,24 @@ class Bench:
     def reward(self, name: str) -> RewardSpec:
         """The reward of an experiment, with the first segmenter that knows its labels."""
         spec = EXPERIMENTS[name].reward
-        wanted = {
-            label for value in spec.options.values() if isinstance(value, tuple) for label in value
-        }
-        for segmenter in self.segmenters if wanted else ():
-            if wanted <= set(self.tools.segmenter(segmenter).labels):
+        options = spec.options.values()
+        wanted = [label for value in options if isinstance(value, tuple) for label in value]
+        if not wanted:
+            return spec
+        for segmenter in self.segmenters:
+            known = {label.lower() for label in self.tools.segmenter(segmenter).labels}
+            if known.issuperset(label.lower() for label in wanted):
                 return spec.changed(segmenter=segmenter).recorded()
-        if wanted:
-            raise RewardError(
-                f"{name} needs a segmenter that knows {' and '.join(sorted(wanted))}; name one "
-                "with --segmenter, or choose other experiments with --only."
-            )
-        return spec
+        raise RewardError(
+            f"{name} needs a segmenter that knows {' and '.join(wanted)}; name one with "
+            "--segmenter, or choose other experiments with --only."
+        )
+
+    @property
+    def model_name(self) -> str | None:
+        """As it is known in the files; None is Tiny World, wherever it lies."""
+        name = self.model.name
+        return None if Path(name) == TINY_WORLD else resolved(name)
 
 
 @dataclass(frozen=True)
@@ -197,20 +204,20 @@ def measured(
     bench: Bench, run: Run, judge: Reward, marks: Sequence[int], base: Base
 ) -> Generator[Progress, None, tuple[dict[str, Any], Tensor]]:
     """The figures of a finished run, on held-out seeds, and its pictures at the end."""
-    images, rewards = base.images, [base.maps.mean().item()]
+    images, maps, rewards = base.images, base.maps, [base.maps.mean().item()]
     for mark in marks[1:]:
         lora = run.updates[mark // run.settings.images].lora
         seeds = held_out(bench.scale.judged)
         work = sampled(bench.model, lora, run.settings.prompt, seeds, run.settings)
         images = (yield from work).images
-        rewards.append(judge(images).mean().item())
+        maps = judge(images)
+        rewards.append(maps.mean().item())
     inside, outside = drift(base.images, images, base.maps)
-    last = judge(images)
     figures = {
         "queries": list(marks),
         "rewards": rewards,
         "over_images": [
-            maps.mean((1, 2)).std(correction=0).item() for maps in (base.maps, last)
+            each.mean((1, 2)).std(correction=0).item() for each in (base.maps, maps)
         ],
         "drift_inside": inside,
         "drift_outside": outside,
@@ -298,7 +305,7 @@ def run_all(bench: Bench, names: Sequence[str]) -> Generator[Progress, None, dic
         number += 1
         path = bench.folder / "cross-talk" / f"{slug(method)}-{seed}.json"
         settings = region_settings(bench, method, seed)
-        key = {"model": resolved(bench.model.name), "settings": settings.as_dict(),
+        key = {"model": bench.model_name, "settings": settings.as_dict(),
                "grid": bench.scale.grid}  # fmt: skip
         work = once(path, key, cross_talk(bench, settings))
         words = f"{number}/{total} cross-talk, {method}, seed {seed}"
@@ -334,7 +341,7 @@ def one_run(
             write_whole(folder / "pictures.safetensors", save(few))
         return figures
 
-    key = {"model": resolved(bench.model.name), "reward": spec.as_dict(),
+    key = {"model": bench.model_name, "reward": spec.as_dict(),
            "settings": settings.as_dict(), "judged": bench.scale.judged}  # fmt: skip
     return (yield from once(folder / "figures.json", key, work()))
 

@@ -75,7 +75,8 @@ def write_report(bench: Bench, names: Sequence[str], results: Mapping[str, Any])
 
 
 def summarised(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Summary]:
-    """The figures of each method, and the queries to half of the best method's mean gain."""
+    """The figures of each method, and the queries to half of the best method's mean gain, if any
+    method gains."""
     found: dict[str, Summary] = {}
     for method, seeds in runs.items():
         rewards = [one["rewards"] for one in seeds]
@@ -88,12 +89,13 @@ def summarised(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Sum
                 for name in ("drift_inside", "drift_outside", "diversity", "from_base")
             },
         }
-    target = fmean(next(iter(found.values()))["before"])
-    target += max(fmean(one["gain"]) for one in found.values()) / 2
+    best = max(found.values(), key=lambda one: fmean(one["gain"]))
+    target = (fmean(best["before"]) + fmean(best["after"])) / 2
     for method, seeds in runs.items():
         found[method]["target"] = target
         found[method]["queries_to_target"] = [
-            queries_to(target, one["queries"], one["rewards"]) for one in seeds
+            queries_to(target, one["queries"], one["rewards"]) if fmean(best["gain"]) > 0 else None
+            for one in seeds
         ]
     return found
 
