@@ -86,20 +86,20 @@ def make_parser() -> argparse.ArgumentParser:
     judged.add_argument("--model", help="where the run's model lies now, if it was moved")
     judged.add_argument("--out", type=Path, help="folder of the page (RUN/evaluation)")
 
-    again = commands.add_parser("reproduce", help="the paper's experiments, and a report of them")
-    again.set_defaults(command=reproduce_paper)
-    again.add_argument("--quick", action="store_true", help="a small part of it, in minutes")
-    again.add_argument("--seeds", type=int, help="runs of each experiment and method (5; quick: 2)")
-    again.add_argument(
+    paper = commands.add_parser("reproduce", help="the paper's experiments, and a report of them")
+    paper.set_defaults(command=reproduce_paper)
+    paper.add_argument("--quick", action="store_true", help="a small part of it, in minutes")
+    paper.add_argument("--seeds", type=int, help="runs of each experiment and method (5; quick: 2)")
+    paper.add_argument(
         "--only", action="append", choices=PAPER_EXPERIMENTS, help="one experiment; repeatable"
     )
-    again.add_argument("--model", help="folder, .safetensors file or Hub id (Tiny World)")
-    again.add_argument(
+    paper.add_argument("--model", help="folder, .safetensors file or Hub id (Tiny World)")
+    paper.add_argument(
         "--segmenter", action="append",
         help="folder or Hub id of one that knows Hair, or Lake and Tree; repeatable (Tiny World's "
         f"own; for other models {CLOTHES})",
     )  # fmt: skip
-    again.add_argument(
+    paper.add_argument(
         "--out", type=Path, help="the report's folder, where it also goes on (runs/reproduce)"
     )
 
@@ -435,12 +435,8 @@ def evaluate_run(options: argparse.Namespace) -> int:
         spec.make(tools)
     model = load_model(options.model or run.model_name, size=run.size)
     run = replace(run, model_name=resolved(model.name))
-    seeds, parts = watched(
-        evaluate(
-            model, run, tools, prompts=options.prompt, seeds=options.seeds, judges=judges
-        ),
-        "evaluating",
-    )  # fmt: skip
+    wanted = {"prompts": options.prompt, "seeds": options.seeds, "judges": judges}
+    seeds, parts = watched(evaluate(model, run, tools, **wanted), "evaluating")
     page = write_evaluation(run, seeds, parts, options.out or folder / "evaluation")
     print(f"Written: {page}")
     return 0
@@ -455,8 +451,7 @@ def reproduce_paper(options: argparse.Namespace) -> int:
     folder = options.out or Path("runs", "reproduce-quick" if options.quick else "reproduce")
     model = load_model(resolved(options.model or "") or None)
     usual = "" if Path(model.name) == TINY_WORLD else CLOTHES
-    tools = Tools(best_device())
-    bench = Bench(model, folder, scale, options.segmenter or [usual], tools)
+    bench = Bench(model, folder, scale, options.segmenter or [usual], Tools(best_device()))
     names = [name for name in PAPER_EXPERIMENTS if not options.only or name in options.only]
     try:
         page = watched(reproduce(bench, names), "reproducing")

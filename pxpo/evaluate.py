@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from .card import base_of
-from .errors import SettingError
+from .errors import RunError, SettingError
 from .measures import (
     colours,
     diversity,
@@ -122,8 +122,10 @@ def means(maps: Tensor) -> list[float]:
 
 
 def write_evaluation(run: Run, seeds: Sequence[int], parts: Sequence[Judged], folder: Path) -> Path:
-    """Write both files into `folder`, made if need be; returns the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write both files into `folder`, made if need be; returns the page's path.
+
+    Raises RunError where the disk refuses.
+    """
     record = {
         "base": base_of(run.model_name).name,
         "updates": run.count,
@@ -131,10 +133,17 @@ def write_evaluation(run: Run, seeds: Sequence[int], parts: Sequence[Judged], fo
         "summary": {name: summary(parts, name) for name in parts[0].judges},
         "prompts": [one.as_dict() for one in parts],
     }
-    write_whole(folder / "evaluation.json", (json.dumps(record, indent=2) + "\n").encode())
     name = run.reward.name if run.reward else ""
     page = as_page(f"{name[:1].upper()}{name[1:]}, before and after", blocks(run, seeds, parts))
-    write_whole(folder / "index.html", page.encode())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "evaluation.json", (json.dumps(record, indent=2) + "\n").encode())
+        write_whole(folder / "index.html", page.encode())
+    except OSError as error:
+        raise RunError(
+            f"the page cannot be written into {str(folder)!r} ({error.strerror or error}); choose "
+            "another --out."
+        ) from error
     return folder / "index.html"
 
 

@@ -17,9 +17,15 @@ from PIL import Image
 
 
 class Block(Protocol):
-    def markdown(self) -> str: ...
+    """What a page is made of."""
 
     def html(self) -> str: ...
+
+
+class Words(Block, Protocol):
+    """What can be written as Markdown too."""
+
+    def markdown(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,6 @@ class Numbers:
 
     items: Sequence[tuple[str, str]]
 
-    def markdown(self) -> str:
-        return "\n".join(f"- **{number}** {words}" for number, words in self.items)
-
     def html(self) -> str:
         cells = "".join(
             f"<div><dd>{inline(number)}</dd><dt>{inline(words)}</dt></div>"
@@ -126,9 +129,6 @@ class Pairs:
     """Pictures before and after, side by side, inside the page itself: (before, after, words)."""
 
     items: Sequence[tuple[Image.Image, Image.Image, str]]
-
-    def markdown(self) -> str:
-        return "\n".join(f"- {words}" for _, _, words in self.items)
 
     def html(self) -> str:
         cells = [
@@ -155,7 +155,7 @@ def inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
-def as_markdown(title: str, blocks: Sequence[Block]) -> str:
+def as_markdown(title: str, blocks: Sequence[Words]) -> str:
     return "\n\n".join([f"# {title}", *(block.markdown() for block in blocks)]) + "\n"
 
 

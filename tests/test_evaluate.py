@@ -230,6 +230,8 @@ def test_the_page_and_its_figures(model_folder, run, tmp_path, capsys):
     assert page.count("<img") == 8 == page.count('src="data:image/jpeg;base64,')
     assert "&lt;b&gt;a lake&lt;/b&gt;" in page and "<b>" not in page and "a &amp; b" in page
     assert not re.search(r"(src|href)=\"?(http|/)|url\(|@import|<script", page)
+    assert cli.main([*command, "--out", str(out / "index.html")]) == 2
+    assert "cannot be written into" in capsys.readouterr().err
     again = tmp_path / "again"
     assert cli.main([*command, "--out", str(again)]) == 0
     for name in ("evaluation.json", "index.html"):
@@ -261,7 +263,6 @@ def test_blocks_are_written_as_markdown_and_as_a_page():
     blocks = [
         Text("See `code` & <this>.", note=True),
         Heading("Figures"),
-        Numbers([("1 → 2", "the reward")]),
         Table(("a", "b"), [("x", "1"), ("", "2")]),
         Points(["one", "two"]),
         Figure("figures/a b.png", "A curve", 70, 36),
@@ -270,13 +271,13 @@ def test_blocks_are_written_as_markdown_and_as_a_page():
         "# Title",
         "> See `code` & <this>.",
         "## Figures",
-        "- **1 → 2** the reward",
         "| a | b |\n| --- | --- |\n| x | 1 |\n|  | 2 |",
         "- one\n- two",
         "![A curve](figures/a b.png)",
         "*A curve*\n",
     ]
-    page = as_page("<Title>", blocks)
+    page = as_page("<Title>", [*blocks, Numbers([("1 → 2", "the & reward")])])
+    assert "<dd>1 → 2</dd><dt>the &amp; reward</dt>" in page
     assert "<title>&lt;Title&gt;</title>" in page and "<h1>&lt;Title&gt;</h1>" in page
     assert "<p class=note>See <code>code</code> &amp; &lt;this&gt;.</p>" in page
     assert "<th scope=row>x</th><td>1</td>" in page and "<li>two</li>" in page

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from ..card import base_of
 from ..measures import HELD_OUT, queries_to, signed, spread
-from ..pages import Block, Figure, Heading, Points, Table, Text, as_markdown, as_page
+from ..pages import Figure, Heading, Points, Table, Text, Words, as_markdown, as_page
 from ..plots import heat_map, reward_curve, strip, to_picture
 from ..store import load_run, write_whole
 from .experiments import EXPERIMENTS, METHODS, SHOWN, Bench, marks_of, run_folder
@@ -105,10 +105,10 @@ def content(
     names: Sequence[str],
     results: Mapping[str, Any],
     summaries: Mapping[str, Mapping[str, Summary]],
-) -> list[Block]:
+) -> list[Words]:
     scale, base = bench.scale, base_of(bench.model.name).name
     seeds = f"{scale.seeds} seeds" if scale.seeds > 1 else "one seed"
-    blocks: list[Block] = []
+    blocks: list[Words] = []
     if scale.quick:
         changes = scale.changes
         blocks.append(
@@ -255,7 +255,7 @@ def ratios(talks: Sequence[Mapping[str, Any]]) -> list[float]:
     return [others / max(own, 1e-12) for own, others in (one["moved"] for one in talks)]
 
 
-def pictured(bench: Bench, name: str, runs: Mapping[str, Sequence[Any]]) -> list[Block]:
+def pictured(bench: Bench, name: str, runs: Mapping[str, Sequence[Any]]) -> list[Words]:
     """An experiment's figures: by update, before and after, and the curves."""
     marks = marks_of(bench, name)
     evolved, after, kept = [], [], {}
@@ -308,7 +308,7 @@ def drawn(bench: Bench, name: str, figure: Any, caption: str) -> Figure:
         return Figure(f"figures/{name}", caption, *picture.size)
 
 
-def cross_talk_blocks(bench: Bench, talks: Mapping[str, Sequence[Any]]) -> list[Block]:
+def cross_talk_blocks(bench: Bench, talks: Mapping[str, Sequence[Any]]) -> list[Words]:
     rows, columns = bench.scale.grid
     places = [
         (row / rows, column / columns, (row + 1) / rows, (column + 1) / columns)
@@ -359,7 +359,7 @@ def movement_picture(moved: torch.Tensor, place: tuple[float, ...]) -> Image.Ima
     return picture
 
 
-def made(bench: Bench, names: Sequence[str]) -> list[Block]:
+def made(bench: Bench, names: Sequence[str]) -> list[Words]:
     """How to make it again."""
     scale = bench.scale
     command = "python -m pxpo reproduce" + " --quick" * scale.quick + f" --seeds {scale.seeds}"
