@@ -20,11 +20,16 @@ from .card import base_of, write_folder
 from .config import read_config, write_config
 from .embedded import TINY_WORLD
 from .errors import ProcessError, PxpoError, RewardError, RunError, SettingError
+from .evaluate import evaluate, write_evaluation
 from .hub import pull, push
 from .models import DiffusionModel, best_device, leave_a_core, load_model
 from .processes import end_undisturbed, end_with_the_others, first, from_first, gathered
 from .progress import Progress
+from .reproduce import EXPERIMENTS as PAPER_EXPERIMENTS
+from .reproduce import FULL, QUICK, Bench, reproduce
 from .rewards import REWARDS, Option, Painted, RewardKind, RewardSpec, Tools, painted_map
+from .rewards.mix import read_spec
+from .rewards.segmentation import CLOTHES
 from .rewards.wish import MET
 from .run import Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import EXPERIMENTS, Settings, checked, kind_of, settings_for
@@ -68,6 +73,37 @@ def make_parser() -> argparse.ArgumentParser:
     for kind in REWARDS.values():
         for option in kind.options if kind.recorded else ():  # which may have moved or changed
             add_option(again, option)
+
+    judged = commands.add_parser("evaluate", help="a run's LoRA beside its base, on unseen seeds")
+    judged.set_defaults(command=evaluate_run)
+    add_run(judged)
+    judged.add_argument("--seeds", type=int, default=16, help="pictures of each prompt (16)")
+    judged.add_argument(
+        "--prompt", action="append", default=[], help="in place of the run's own; repeatable"
+    )
+    judged.add_argument(
+        "--judge", action="append", default=[], metavar="'REWARD [OPTIONS]'",
+        help="a second judge, as 'segment --labels Taxi --more' (what looks alike); repeatable",
+    )  # fmt: skip
+    judged.add_argument("--model", help="where the run's model lies now, if it was moved")
+    judged.add_argument("--out", type=Path, help="folder of the page (RUN/evaluation)")
+
+    paper = commands.add_parser("reproduce", help="the paper's experiments, and a report of them")
+    paper.set_defaults(command=reproduce_paper)
+    paper.add_argument("--quick", action="store_true", help="a small part of it, in minutes")
+    paper.add_argument("--seeds", type=int, help="runs of each experiment and method (5; quick: 2)")
+    paper.add_argument(
+        "--only", action="append", choices=PAPER_EXPERIMENTS, help="one experiment; repeatable"
+    )
+    paper.add_argument("--model", help="folder, .safetensors file or Hub id (Tiny World)")
+    paper.add_argument(
+        "--segmenter", action="append",
+        help="folder or Hub id of one that knows Hair, or Lake and Tree; repeatable (Tiny World's "
+        f"own; for other models {CLOTHES})",
+    )  # fmt: skip
+    paper.add_argument(
+        "--out", type=Path, help="the report's folder, where it also goes on (runs/reproduce)"
+    )
 
     zipped = commands.add_parser("pack", help="pack a run into a zip that the page takes")
     zipped.set_defaults(command=pack_run)
@@ -409,6 +445,40 @@ def train(
 def painted_now(run: Run, images: int) -> Tensor:
     """The paper's map (B, H, W) of the next update, the same for all of its images."""
     return run.painted[min(run.count, len(run.painted) - 1)].paint.expand(images, -1, -1)
+
+
+def evaluate_run(options: argparse.Namespace) -> int:
+    run, folder = opened(options.run)
+    judges, tools = [read_spec(text) for text in options.judge], Tools(best_device(), code=True)
+    for spec in judges:  # what can be said is said before the model is loaded
+        spec.make(tools)
+    model = load_model(options.model or run.model_name, size=run.size)
+    run = replace(run, model_name=resolved(model.name))
+    wanted = {"prompts": options.prompt, "seeds": options.seeds, "judges": judges}
+    seeds, parts = watched(evaluate(model, run, tools, **wanted), "evaluating")
+    page = write_evaluation(run, seeds, parts, options.out or folder / "evaluation")
+    print(f"Written: {page}")
+    return 0
+
+
+def reproduce_paper(options: argparse.Namespace) -> int:
+    """All of it, or what is left of it."""
+    scale = QUICK if options.quick else FULL
+    scale = replace(scale, seeds=scale.seeds if options.seeds is None else options.seeds)
+    if scale.seeds < 1:
+        raise SettingError(f"seeds is {scale.seeds}; the least it can be is 1.")
+    folder = options.out or Path("runs", "reproduce-quick" if options.quick else "reproduce")
+    model = load_model(resolved(options.model or "") or None)
+    usual = "" if Path(model.name) == TINY_WORLD else CLOTHES
+    bench = Bench(model, folder, scale, options.segmenter or [usual], Tools(best_device()))
+    names = [name for name in PAPER_EXPERIMENTS if not options.only or name in options.only]
+    try:
+        page = watched(reproduce(bench, names), "reproducing")
+    except KeyboardInterrupt:
+        print("\nStopped; what was done is kept. The same command goes on.")
+        return 130
+    print(f"Written: {page}")
+    return 0
 
 
 def pack_run(options: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 GREEN, RED = (20, 150, 70), (205, 40, 50)
 INK, PAPER = (35, 38, 47), (255, 255, 255)
+GREY, NOTHING = (120, 126, 137), (120, 126, 137, 0)
+"""Ink and ground of pictures for light and dark pages alike."""
 
 
 def to_picture(image: Tensor) -> Image.Image:
@@ -47,21 +49,26 @@ def strip(
     names: Sequence[str] = (),
     *,
     side: int = 128,
+    clear: bool = False,
 ) -> Image.Image:
-    """Rows of pictures under a line of column titles, `names` at the left of the rows."""
+    """Rows of pictures under a line of column titles, `names` at the left of the rows.
+
+    clear: on a transparent ground, for light and dark pages.
+    """
+    ink = GREY if clear else INK
     font = ImageFont.load_default(size=max(12, side // 9))
     gap, head = max(3, side // 32), side // 5
     left = max((round(font.getlength(name)) + 2 * gap for name in names), default=0)
     size = (left + len(columns) * (side + gap) + gap, head + len(rows) * (side + gap))
-    sheet = Image.new("RGB", size, PAPER)
+    sheet = Image.new("RGBA", size, NOTHING) if clear else Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     for place, title in enumerate(columns):
         x = left + gap + place * (side + gap) + side / 2
-        draw.text((x, head / 2), title, INK, font, anchor="mm")
+        draw.text((x, head / 2), title, ink, font, anchor="mm")
     for line, row in enumerate(rows):
         y = head + line * (side + gap)
         if line < len(names):
-            draw.text((gap, y + side / 2), names[line], INK, font, anchor="lm")
+            draw.text((gap, y + side / 2), names[line], ink, font, anchor="lm")
         for place, picture in enumerate(row):
             x = left + gap + place * (side + gap)
             sheet.paste(
@@ -85,25 +92,36 @@ def reward_curve(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     title: str = "",
     of: str = "update",
+    *,
+    at: Sequence[float] | None = None,
+    over: str = "images",
+    clear: bool = False,
 ) -> Figure:
-    """Mean reward against updates, one line per name: (means, standard deviations over images)."""
+    """Mean reward against updates, one line per name: (means, standard deviations over images).
+
+    at: the points of the axis `of`, in place of 0, 1, 2, ... over: what the deviations are over.
+    clear: on a transparent ground, for light and dark pages.
+    """
     import matplotlib.figure  # here, as it would be a twentieth of the app's start
     import matplotlib.ticker
 
-    with matplotlib.rc_context(
-        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    ):
+    look: dict[str, Any] = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    if clear:
+        parts = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+        look |= {part: tuple(value / 255 for value in GREY) for part in parts}
+        look |= {"figure.facecolor": "none", "axes.facecolor": "none"}
+    with matplotlib.rc_context(look):
         figure = matplotlib.figure.Figure(figsize=(7, 3.6), layout="constrained", dpi=120)
         axes = figure.subplots()
         for number, (name, (means, deviations)) in enumerate(lines.items()):
-            x = np.arange(len(means))
+            x = np.arange(len(means)) if at is None else np.asarray(at)
             middle, band = np.asarray(means), np.asarray(deviations)
             (line,) = axes.plot(x, middle, marker="osD^"[number % 4], markersize=4, label=name)
             axes.fill_between(
                 x, middle - band, middle + band, color=line.get_color(), alpha=0.15, linewidth=0
             )
         axes.set_xlabel(of)
-        axes.set_ylabel("mean reward per pixel (± over images)")
+        axes.set_ylabel(f"mean reward per pixel (± over {over})")
         axes.set_title(title, loc="left", parse_math=False)  # a person may have worded it
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axes.grid(alpha=0.25)

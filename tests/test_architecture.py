@@ -16,9 +16,9 @@ LAYERS = [
     {"lora_files", "update"},
     {"rewards"},
     {"run"},
-    {"store", "plots", "hub"},
+    {"store", "plots", "hub", "measures", "pages"},
     {"card", "config", "tracking"},
-    {"studio"},
+    {"studio", "evaluate", "reproduce"},
     {"__main__", "ui"},
 ]
 LAYER = {module: height for height, layer in enumerate(LAYERS) for module in layer}

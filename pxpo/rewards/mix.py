@@ -34,8 +34,23 @@ def _part(text: str) -> tuple[float, RewardSpec]:
         ) from None
     if kind == KIND.name:
         raise RewardError(f"part is {text!r}; a mix is of other rewards, so list its parts here.")
-    spec = RewardSpec(kind)
-    return number, RewardSpec(kind, _read(words, spec.declared))
+    return number, _spec(kind, words)
+
+
+def read_spec(text: str) -> RewardSpec:
+    """The reward in a text such as "segment --labels Hair"."""
+    try:
+        kind, *words = shlex.split(text)
+    except ValueError:
+        raise RewardError(
+            f"the reward is {text!r}; it must be one with its options, e.g. "
+            "'segment --labels Hair'."
+        ) from None
+    return _spec(kind, words)
+
+
+def _spec(kind: str, words: Sequence[str]) -> RewardSpec:
+    return RewardSpec(kind, _read(words, RewardSpec(kind).declared))
 
 
 def _read(words: Sequence[str], kind: RewardKind) -> dict[str, Any]:

@@ -7,16 +7,12 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from pxpo import (
     ColorReward,
     DiffusionModel,
-    Run,
-    Trajectory,
-    adapter,
     begin,
     finish,
     generate,
@@ -25,8 +21,8 @@ from pxpo import (
     settings_for,
 )
 from pxpo.embedded import SINGLE_FILE
+from pxpo.measures import outputs
 from pxpo.models import StableDiffusion
-from pxpo.models.base import some
 from pxpo.settings import Settings
 from pxpo.strength import relative_change
 from tests.conftest import random_pipeline, text_config
@@ -67,23 +63,8 @@ def moved(model: DiffusionModel, settings: Settings) -> list[float]:
         trajectory = run.trajectory
         assert trajectory is not None
         run = finish(learn(model, run, ColorReward("blue")(trajectory.images)))
-        changes.append(relative_change(says(model, run, trajectory), trajectory.outputs))
+        changes.append(relative_change(outputs(model, run.lora, trajectory), trajectory.outputs))
     return changes
-
-
-@torch.no_grad()
-def says(model: DiffusionModel, run: Run, trajectory: Trajectory) -> torch.Tensor:
-    """What the network says now (T, B, C, h, w) of all that the trajectory asked it."""
-    with adapter(model, run.lora):
-        return torch.stack(
-            [
-                model.predict(
-                    x_t, t.expand(len(x_t)), some(trajectory.cond, slice(None)),
-                    trajectory.uncond, trajectory.guidance_scale,
-                ).cpu()
-                for x_t, t in zip(trajectory.latents, trajectory.steps.t, strict=False)
-            ]
-        )  # fmt: skip
 
 
 def measured(lab: Lab, name: str, way: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:

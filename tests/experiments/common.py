@@ -14,22 +14,20 @@ from torch import Tensor
 from pxpo import (
     DiffusionModel,
     Lora,
-    Noise,
     Run,
     Segmenter,
     Settings,
-    adapter,
     begin,
     finish,
     generate,
     learn,
     load_model,
-    rollout,
 )
+from pxpo.measures import sampled
+from pxpo.pages import Table
 from pxpo.plots import strip, to_picture
 from pxpo.rewards import Reward
 
-HELD_OUT = 10_000_000  # seeds from here on are for measuring
 LANDSCAPE, PORTRAIT, TRAFFIC = (
     "nature landscape", "portrait of a man on the beach", "red taxi in traffic"
 )  # fmt: skip
@@ -66,10 +64,7 @@ class Lab:
 
     def sample(self, lora: Lora, settings: Settings, seeds: Iterable[int]) -> Tensor:
         """Images (B, 3, H, W) of these seeds with the LoRA."""
-        noise = [Noise(seed) for seed in seeds]
-        with adapter(self.model, lora):
-            work = rollout(self.model, [settings.prompt] * len(noise), noise, settings)
-            return finish(work).images
+        return finish(sampled(self.model, lora, settings.prompt, list(seeds), settings)).images
 
     def areas(self, images: Tensor, label: str) -> Tensor:
         """Share (B,) of each image that is `label`, by the segmenter; or a sun, by its colour."""
@@ -120,27 +115,6 @@ def begun(model: DiffusionModel, settings: Settings, seed: int) -> Run:
     return finish(begin(model, replace(settings, seed=seed)))
 
 
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
-
-
-def deviation(values: Sequence[float]) -> float:
-    middle = mean(values)
-    return mean([(value - middle) ** 2 for value in values]) ** 0.5
-
-
-def spread(values: Sequence[float], digits: int = 1, factor: float = 100) -> str:
-    """Mean and standard deviation; in percent, if nothing else is said."""
-    values = [factor * value for value in values]
-    return f"{mean(values):.{digits}f} ± {deviation(values):.{digits}f}"
-
-
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def held_out(count: int) -> range:
-    """Seeds that no update ever sees."""
-    return range(HELD_OUT, HELD_OUT + count)
+    return Table(columns, list(rows)).markdown()

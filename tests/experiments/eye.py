@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -11,27 +12,16 @@ from torch import Tensor
 
 from pxpo import Noise, Settings, finish, rollout
 from pxpo.credit import downsample
+from pxpo.measures import colours
 from pxpo.models import StableDiffusion
 from pxpo.rewards import Painted, Segmenter, Wish
 
-from .common import LANDSCAPE, PORTRAIT, TRAFFIC, Lab, mean, table
+from .common import LANDSCAPE, PORTRAIT, TRAFFIC, Lab, table
 
 THINGS = {"Lake": LANDSCAPE, "Tree": LANDSCAPE, "Sky": LANDSCAPE, "Hair": PORTRAIT, "Taxi": TRAFFIC}
 JUDGED = 20
 PAINTED = 6  # pictures, one by one or three by three
 LEAST = 0.02  # of the picture is the thing, where it is painted
-
-
-def colours(lab: Lab) -> Callable[[Tensor], Tensor]:
-    """The mean colour and the height of each latent pixel."""
-
-    def look(images: Tensor) -> Tensor:
-        h, w = lab.model.latent_shape[1:]
-        small = downsample(images.flatten(0, 1), (h, w)).view(len(images), 3, h, w)
-        height = torch.linspace(-1, 1, h).view(1, 1, h, 1).expand(len(images), 1, h, w)
-        return torch.cat([small, height], dim=1)
-
-    return look
 
 
 def latents(lab: Lab) -> Callable[[Tensor], Tensor]:
@@ -50,7 +40,7 @@ def probabilities(lab: Lab) -> Callable[[Tensor], Tensor]:
 
 
 EYES: dict[str, Callable[[Lab], tuple[Callable[[Tensor], Tensor], Segmenter | None]]] = {
-    "colour and height": lambda lab: (colours(lab), None),
+    "colour and height": lambda lab: (colours(lab.model.latent_shape[1:]), None),
     "VAE latents": lambda lab: (latents(lab), None),
     "the model's own features": lambda lab: (lab.model.features, None),
     "the segmenter's probabilities": lambda lab: (probabilities(lab), None),
@@ -95,7 +85,7 @@ def measured(lab: Lab, thing: str, first: int, share: float) -> dict[str, Any]:
                 wish = Wish([Painted(pixels[some[i]], paint[i]) for i in chosen], look, segmenter)
                 maps = downsample(wish(images[others]), (size[0], size[1]))
                 areas.append(area_under_curve(maps, wanted))
-            figures[f"{name}, {count}"] = mean(areas)
+            figures[f"{name}, {count}"] = fmean(areas)
     return figures
 
 

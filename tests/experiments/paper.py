@@ -1,87 +1,64 @@
-"""The paper's three experiments: the one recipe, the paper's, and DDPO, with as many rewards."""
+"""What stays in the paper's three experiments, as `python -m pxpo reproduce` runs them: the taxi,
+the faces, their spread."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from pxpo import (
-    ColorReward,
-    SegmentReward,
-    Settings,
-    new_lora,
-    paint_by_label,
-    settings_for,
-)
+from pxpo import Settings, Tools, new_lora
+from pxpo.measures import held_out, spread
+from pxpo.reproduce.experiments import EXPERIMENTS as PAPERS
+from pxpo.reproduce.experiments import METHODS, settings_of
 from pxpo.rewards import Reward
 
-from .common import Lab, begun, held_out, spread, table, updated
+from .common import Lab, begun, table, updated
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "one recipe": {},
-    "the paper's": {"paper": True},
-    "DDPO": {"blur": math.inf, "baseline": "global"},
-}
-"""DDPO is the one recipe with one number for each image."""
+RECIPES = dict(METHODS)
 
-PAINTED = {"images": 4, "updates": 15}
 JUDGED = 32
 SAMPLED = ("steps", "guidance_scale", "eta")
 
 
-def color(lab: Lab) -> tuple[Reward, Callable[[Tensor, Tensor], dict[str, float]]]:
-    def figures(before: Tensor, after: Tensor) -> dict[str, float]:
-        had, has = (lab.areas(images, "Taxi") > 0.02 for images in (before, after))
-        blue = [images[:, 2].mean().item() for images in (before, after)]
-        return {"before": -blue[0], "after": -blue[1], "better": 1 - blue[1] / blue[0],
-                "taxi kept": kept(had, has)}  # fmt: skip
-
-    return ColorReward("blue"), figures
+def color(lab: Lab, judge: Reward, before: Tensor, after: Tensor) -> dict[str, float]:
+    had, has = (lab.areas(images, "Taxi") > 0.02 for images in (before, after))
+    rewards = [judge(images).mean().item() for images in (before, after)]
+    return {"before": rewards[0], "after": rewards[1], "better": 1 - rewards[1] / rewards[0],
+            "taxi kept": kept(had, has)}  # fmt: skip
 
 
-def hair(lab: Lab) -> tuple[Reward, Callable[[Tensor, Tensor], dict[str, float]]]:
-    reward = SegmentReward(lab.segmenter, ["Hair"])
+def hair(lab: Lab, judge: Reward, before: Tensor, after: Tensor) -> dict[str, float]:
+    rewards = [judge(images).mean().item() for images in (before, after)]
+    had, has = (lab.areas(images, "Face") > 0.03 for images in (before, after))
+    varied = {
+        label: colour_spread(lab, after, label) / colour_spread(lab, before, label)
+        for label in ("Face", "Upper-clothes")
+    }
+    return {"before": rewards[0], "after": rewards[1], "left": rewards[1] / rewards[0],
+            "face kept": kept(had, has), "faces' spread": varied["Face"],
+            "shirts' spread": varied["Upper-clothes"]}  # fmt: skip
 
-    def figures(before: Tensor, after: Tensor) -> dict[str, float]:
-        rewards = [reward(images).mean().item() for images in (before, after)]
-        had, has = (lab.areas(images, "Face") > 0.03 for images in (before, after))
-        varied = {
-            label: colour_spread(lab, after, label) / colour_spread(lab, before, label)
-            for label in ("Face", "Upper-clothes")
+
+def painting(more: str, less: str) -> Callable[..., dict[str, float]]:
+    def figures(lab: Lab, judge: Reward, before: Tensor, after: Tensor) -> dict[str, float]:
+        return {
+            f"{name} {when}": lab.areas(images, label).mean().item()
+            for name, label in (("more", more), ("less", less))
+            for when, images in (("before", before), ("after", after))
         }
-        return {"before": rewards[0], "after": rewards[1], "left": rewards[1] / rewards[0],
-                "face kept": kept(had, has), "faces' spread": varied["Face"],
-                "shirts' spread": varied["Upper-clothes"]}  # fmt: skip
 
-    return reward, figures
+    return figures
 
 
-def painting(more: str, less: str) -> Callable[[Lab], tuple[Reward, Callable[..., Any]]]:
-    """A segmenter paints in a person's stead, each new picture anew."""
-
-    def experiment(lab: Lab) -> tuple[Reward, Callable[[Tensor, Tensor], dict[str, float]]]:
-        def figures(before: Tensor, after: Tensor) -> dict[str, float]:
-            found = {}
-            for name, label in (("more", more), ("less", less)):
-                for when, images in (("before", before), ("after", after)):
-                    found[f"{name} {when}"] = lab.areas(images, label).mean().item()
-            return found
-
-        return lambda images: paint_by_label(lab.segmenter, images, [more], [less]), figures
-
-    return experiment
-
-
-EXPERIMENTS = {
-    "color": ("color", color),
-    "hair": ("segment", hair),
-    "lake": ("paint", painting("Lake", "Tree")),
-    "trees": ("paint", painting("Tree", "Lake")),
+EXPERIMENTS: dict[str, Callable[..., dict[str, float]]] = {
+    "color": color,
+    "hair": hair,
+    "lake": painting("Lake", "Tree"),
+    "trees": painting("Tree", "Lake"),
 }
 
 
@@ -97,15 +74,6 @@ def colour_spread(lab: Lab, images: Tensor, label: str) -> float:
     return means.std(0).mean().item() if len(means) > 1 else 0.0
 
 
-def settings_of(lab: Lab, experiment: str, recipe: str, changes: dict[str, Any]) -> Settings:
-    kind = EXPERIMENTS[experiment][0]
-    budget = PAINTED if kind == "paint" else {}
-    if kind == "paint" and recipe == "the paper's":  # one image a step, as many rewards in all
-        budget = {"images": 1, "updates": PAINTED["images"] * PAINTED["updates"]}
-    chosen = {"shown": 1, **budget, **RECIPES[recipe], **changes}
-    return lab.model.filled(settings_for(kind, **chosen))
-
-
 @functools.lru_cache
 def before(lab: Lab, sampled: Settings) -> Tensor:
     """Held-out pictures of the model as it is."""
@@ -115,15 +83,16 @@ def before(lab: Lab, sampled: Settings) -> Tensor:
 def measured(
     lab: Lab, experiment: str, recipe: str, seed: int, changes: dict[str, Any]
 ) -> dict[str, Any]:
-    judge, figures = EXPERIMENTS[experiment][1](lab)
-    settings = settings_of(lab, experiment, recipe, changes)
+    judge = PAPERS[experiment].reward.make(Tools(segmenter=lab.segmenter))
+    settings = settings_of(lab.model, experiment, recipe, **changes)
     run = begun(lab.model, settings, seed)
     for _ in range(settings.updates):
         run = updated(lab.model, run, judge)
     sampled = Settings(**{name: getattr(settings, name) for name in ("prompt", *SAMPLED)})
     pictures = before(lab, sampled), lab.sample(run.lora, sampled, held_out(JUDGED))
     lab.strip(f"{experiment}-{recipe}-{seed}".replace(" ", "-"), run, *pictures)
-    return {**figures(*pictures), "from base": run.updates[-1].metrics["from_base"]}
+    figures = EXPERIMENTS[experiment](lab, judge, *pictures)
+    return {**figures, "from base": run.updates[-1].metrics["from_base"]}
 
 
 def run(lab: Lab, names: list[str], seeds: range, changes: dict[str, Any]) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pxpo import RewardSpec, Tools, finish, generate, judge_of, paint, settings_for, teach
+from pxpo.measures import held_out, spread
 from pxpo.rewards import Wish
 
-from .common import LANDSCAPE, PORTRAIT, TRAFFIC, Lab, begun, held_out, spread, table
+from .common import LANDSCAPE, PORTRAIT, TRAFFIC, Lab, begun, table
 
 UPDATES = (4, 8)
 LEAST = 0.005  # of the picture; what covers less is not there
