@@ -12,7 +12,6 @@ from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ from .errors import PxpoError, RewardError, RunError, SettingError
 from .hub import pull, push
 from .models import DiffusionModel, best_device, load_model
 from .progress import Progress
-from .rewards import REWARDS, Option, Painted, RewardKind, RewardSpec, Tools, painted_map
+from .rewards import REWARDS, Option, Painted, RewardKind, RewardSpec, Tools, open_picture, painted_map
 from .rewards.wish import MET
 from .run import Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import EXPERIMENTS, Settings, checked, kind_of, settings_for
@@ -289,18 +288,14 @@ def read_paint(path: Path, picture: Tensor | None) -> Tensor:
     picture: (3, H, W), what it was painted on. Without, a whole picture cannot be told from paint
     yet, and is let pass.
     """
+    opened = None
     try:
-        with Image.open(path) as opened:
-            opened.load()
+        opened = open_picture(path)
         painted = painted_map(opened, picture)
     except RewardError as error:
-        if picture is None:
+        if opened and picture is None:
             return Tensor()
         raise RewardError(f"{str(path)!r}: {error}") from error
-    except OSError as error:
-        raise SettingError(
-            f"the painted picture {str(path)!r} cannot be read ({error})."
-        ) from error
     if not painted.any():
         raise SettingError(f"nothing is painted on {str(path)!r}; green is more, red is less.")
     return painted

@@ -28,8 +28,9 @@ ADAPTER = "default"
 class Lora:
     """A low-rank change of a UNet's attention: W + (alpha / rank) * B @ A.
 
-    rank: 1 to 512. alpha: finite and positive. weights: float32 and finite, on the CPU, by the
-    UNet's parameter names. Raises LoraError for anything else.
+    rank: 1 to 512. alpha: finite and positive. weights: A (rank, in) and B (out, rank) of one layer
+    or more, float32 and finite, on the CPU, by the UNet's parameter names. Raises LoraError for
+    anything else.
     """
 
     rank: int
@@ -44,11 +45,23 @@ class Lora:
             )
         if type(self.alpha) not in (int, float) or not 0 < self.alpha < math.inf:
             raise LoraError(f"The LoRA's alpha is {self.alpha!r}; it must be a positive number.")
+        layers = {name.split(".lora_")[0] for name in self.weights}
+        sides = [f".lora_{side}.{ADAPTER}.weight" for side in "AB"]
+        if not layers or {*self.weights} != {layer + side for layer in layers for side in sides}:
+            raise LoraError(
+                f"The LoRA's matrices are {', '.join(self.weights) or 'none'}; they must be an A "
+                "and a B of each layer."
+            )
         for name, weight in self.weights.items():
             if weight.dtype != torch.float32 or weight.ndim != 2:
                 raise LoraError(
                     f"The LoRA's {name} is {weight.dtype} of the shape {tuple(weight.shape)}; it "
                     "must be a float32 matrix."
+                )
+            if weight.shape[".lora_B." in name] != self.rank:
+                raise LoraError(
+                    f"The LoRA's {name} has the shape {tuple(weight.shape)}, which is not of rank "
+                    f"{self.rank}."
                 )
             if not torch.isfinite(weight).all():
                 raise LoraError(f"The LoRA's {name} holds values that are not finite.")

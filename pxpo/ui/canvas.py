@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 
 from ..rewards import painted_map
+from ..rewards.wish import shrunk
 from ..studio import Studio
 from .parts import large, on_canvas, served
 
@@ -59,14 +60,14 @@ def brush(choice: str) -> gr.Brush:
 
 def without(paint: Image.Image, heard: torch.Tensor) -> Image.Image | None:
     """The strokes that say anything else than the map `heard` (H, W) does there; None without."""
-    strokes = painted_map(paint)
+    strokes = shrunk(painted_map(paint), heard.shape)
     if strokes.shape != heard.shape:
         return paint
     left = (strokes != 0) & (strokes != heard)
     if not left.any():
         return None
-    blank = Image.new("RGBA", paint.size)
-    return Image.composite(paint, blank, Image.fromarray(left.numpy()))
+    mask = Image.fromarray(left.numpy()).resize(paint.size, Image.Resampling.NEAREST)
+    return Image.composite(paint, Image.new("RGBA", paint.size), mask)
 
 
 class Canvas:

@@ -9,8 +9,11 @@ from typing import Any
 
 import gradio as gr
 from gradio.utils import get_space
+from PIL import Image
 
 from ..card import base_of
+from ..errors import without_folders
+from ..rewards.painting import MOST_PIXELS
 from ..settings import Settings
 from ..studio import MOST_UPDATES, Studio
 from . import api
@@ -25,6 +28,8 @@ def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
 
     waiting: how many may stand in the queue; whoever comes then is asked to try again
     """
+    # Gradio opens what is painted; of more than twice this Pillow opens nothing.
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
     blocks = page.build()
     blocks.queue(max_size=waiting).launch(
         theme=theme(),
@@ -42,7 +47,7 @@ class Page:
 
     def __init__(self, studio: Studio, note: str = "", own_token: bool = False) -> None:
         """note: what its visitors should know; own_token: as `Events` takes it."""
-        self.studio, self.note = studio, note
+        self.studio, self.note = studio, without_folders(note)
         self.example = opening_example(studio.model)
         self.events = Events(studio, bool(self.example), own_token)
 

@@ -161,4 +161,4 @@ def errors_as_messages() -> Iterator[None]:
     try:
         yield
     except PxpoError as error:
-        raise refusal(str(error)) from error
+        raise refusal(error.for_visitors()) from error
