@@ -45,6 +45,19 @@ class Lora:
             )
         if type(self.alpha) not in (int, float) or not 0 < self.alpha < math.inf:
             raise LoraError(f"The LoRA's alpha is {self.alpha!r}; it must be a positive number.")
+        for name, weight in self.weights.items():
+            if weight.dtype != torch.float32 or weight.ndim != 2:
+                raise LoraError(
+                    f"The LoRA's {name} is {weight.dtype} of the shape {tuple(weight.shape)}; it "
+                    "must be a float32 matrix."
+                )
+            if not torch.isfinite(weight).all():
+                raise LoraError(f"The LoRA's {name} holds values that are not finite.")
+            if weight.shape[".lora_B." in name] != self.rank:
+                raise LoraError(
+                    f"The LoRA's {name} has the shape {tuple(weight.shape)}, which is not of rank "
+                    f"{self.rank}."
+                )
         layers = {name.split(".lora_")[0] for name in self.weights}
         sides = [f".lora_{side}.{ADAPTER}.weight" for side in "AB"]
         if not layers or {*self.weights} != {layer + side for layer in layers for side in sides}:
@@ -52,19 +65,6 @@ class Lora:
                 f"The LoRA's matrices are {', '.join(self.weights) or 'none'}; they must be an A "
                 "and a B of each layer."
             )
-        for name, weight in self.weights.items():
-            if weight.dtype != torch.float32 or weight.ndim != 2:
-                raise LoraError(
-                    f"The LoRA's {name} is {weight.dtype} of the shape {tuple(weight.shape)}; it "
-                    "must be a float32 matrix."
-                )
-            if weight.shape[".lora_B." in name] != self.rank:
-                raise LoraError(
-                    f"The LoRA's {name} has the shape {tuple(weight.shape)}, which is not of rank "
-                    f"{self.rank}."
-                )
-            if not torch.isfinite(weight).all():
-                raise LoraError(f"The LoRA's {name} holds values that are not finite.")
 
 
 def new_lora(model: DiffusionModel, rank: int, seed: int) -> Lora:

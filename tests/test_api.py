@@ -156,7 +156,7 @@ def test_strength_reaches_the_settings(client, run):
         ("step", {"options": {"exact": True}}, "exact is for the command line"),
         ("run", {}, "nothing is painted"),
         ("step", {"paint": {"path": __file__}}, "must be an uploaded picture"),
-        ("step", {"paint": gradio_client.handle_file(__file__)}, "must be an uploaded picture"),
+        ("step", {"paint": gradio_client.handle_file(__file__)}, "the picture cannot be read"),
         ("step", {"reward": "color", "want": "none"}, "want is 'none'"),
         ("step", {"reward": "color", "color": 3}, "color is 3"),
         ("step", {"reward": "brightness", "options": {"color": "red"}}, "no option 'color'"),
