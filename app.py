@@ -21,6 +21,7 @@ from gradio.utils import get_space
 from pxpo import DiffusionModel, Segmenter, load_model
 from pxpo.embedded import TINY_WORLD
 from pxpo.errors import ModelError, SettingError
+from pxpo.rewards import resolved
 from pxpo.rewards.segmentation import CLOTHES
 from pxpo.studio import ModelThread, Studio
 
@@ -39,7 +40,7 @@ def open_models(
     notes = []
     try:
         usual = STABLE_DIFFUSION if torch.cuda.is_available() else None
-        loaded = load_model(model or usual, size=size)
+        loaded = load_model(resolved(model) if model else usual, size=size)
     except ModelError as error:
         notes.append(f"{error} Here is Tiny World instead.")
         loaded = load_model()

@@ -22,9 +22,18 @@ from .errors import PxpoError, RewardError, RunError, SettingError
 from .hub import pull, push
 from .models import DiffusionModel, best_device, load_model
 from .progress import Progress
-from .rewards import REWARDS, Option, Painted, RewardKind, RewardSpec, Tools, open_picture, painted_map
+from .rewards import (
+    REWARDS,
+    Option,
+    Painted,
+    RewardKind,
+    RewardSpec,
+    Tools,
+    open_picture,
+    painted_map,
+)
 from .rewards.wish import MET
-from .run import Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
+from .run import ALIKE, Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import EXPERIMENTS, Settings, checked, kind_of, settings_for
 from .store import check_free, claim, new_folder, open_run, pack, save_run
 from .tracking import check_trackers, heat_strip, tracked, write_metrics
@@ -364,6 +373,8 @@ def train(
                 save_run(run, folder)
                 track(run, heat_strip(images, maps))
                 bar.update()
+                if not run.updates[-1].learnt:
+                    bar.write(f"Update {run.count}: {ALIKE}", file=sys.stderr)
                 bar.set_postfix_str(f"reward {run.latest[-1].here:+.4f}")
     except KeyboardInterrupt:
         save_run(run, folder)  # it may have come in the middle of this

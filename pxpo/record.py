@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import IO, Annotated
 
 import pydantic
-from annotated_types import Len
-from pydantic import AfterValidator, ConfigDict, FailFast, FiniteFloat, StringConstraints
+from pydantic import AfterValidator, ConfigDict, FailFast, Field, FiniteFloat, StringConstraints
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, isfinite
@@ -89,7 +88,7 @@ class Record:
     settings: Filled
     reward: RewardSpec | None
     paint: File | None
-    updates: Annotated[list[UpdateRecord], Len(1), FailFast()]
+    updates: Annotated[list[UpdateRecord], Field(min_length=1), FailFast()]
 
     @property
     def files(self) -> list[str]:
@@ -127,7 +126,11 @@ def read_update(file: Path, record: UpdateRecord, first: Update | None) -> Updat
     def kinds(found: Mapping[str, Kind]) -> dict[str, Kind]:
         if first is None:
             lora = {name[5:]: kind for name, kind in found.items() if name.startswith("lora.")}
-            size, latent, judged = _shape(found, "shown")[1:3], _shape(found, "latent_reward")[1:], 0
+            size, latent, judged = (
+                _shape(found, "shown")[1:3],
+                _shape(found, "latent_reward")[1:],
+                0,
+            )
         else:
             lora = {name: ("F32", tuple(w.shape)) for name, w in first.lora.weights.items()}
             size, latent = first.shown.shape[1:3], first.latent_reward.shape[1:]
@@ -183,7 +186,9 @@ def read_painted(file: Path, record: Record, first: Update) -> tuple[Painted, ..
     return tuple(Painted(pictures[number], maps[number]) for number in sorted(maps))
 
 
-def _read(file: Path, kinds: Callable[[Mapping[str, Kind]], Mapping[str, Kind]]) -> dict[str, Tensor]:
+def _read(
+    file: Path, kinds: Callable[[Mapping[str, Kind]], Mapping[str, Kind]]
+) -> dict[str, Tensor]:
     """The tensors in a file, read once their kinds are as wanted; all of them must be finite.
 
     kinds: those that are found in the file to those that are wanted, by the tensors' names.

@@ -285,7 +285,9 @@ def back(run: Run, count: int) -> Run:
     Going on from there with the same maps gives the same run again, bit for bit.
     """
     if type(count) is not int or not 0 <= count <= run.count:
-        raise RunError(f"there is no update {count!r} to go back to; this run has 0 to {run.count}.")
+        raise RunError(
+            f"there is no update {count!r} to go back to; this run has 0 to {run.count}."
+        )
     return replace(run, updates=run.updates[: count + 1], own=None, trajectory=None)
 
 

@@ -30,7 +30,6 @@ from .rewards import Painted
 from .run import Run, Update
 
 
-
 def new_folder(parent: Path, name: str) -> Path:
     """A new folder `parent`/`name`-1, -2, ...; of two who ask at once each gets its own."""
     for number in itertools.count(1):
@@ -92,7 +91,9 @@ def save_run(run: Run, folder: Path) -> None:
             "updates": updates,
         }
         write_whole(folder / "run.json", json.dumps(record, indent=2).encode())
-        kept = {folder / name for name in [*(one["file"] for one in updates), record["paint"] or ""]}
+        kept = {
+            folder / name for name in [*(one["file"] for one in updates), record["paint"] or ""]
+        }
         for stale in {*(folder / "updates").iterdir()} - kept:
             stale.unlink()
     except OSError as error:
@@ -206,16 +207,10 @@ def _named(file: str) -> Iterator[None]:
 
 
 def _no_run(error: Exception) -> RunError:
+    reason = (str(error) or repr(error)).rstrip(".")
     return RunError(
-        f"no run can be read: {(str(error) or repr(error)).rstrip('.')}. It must be a folder with a "
-        "run.json and the updates that it names, or a zip of one."
-    )
-
-
-def _cannot_save(folder: Path, error: OSError) -> RunError:
-    return RunError(
-        f"the run cannot be saved in {str(folder)!r} ({error.strerror or error}); "
-        "free some space or choose another folder. Nothing that was saved before is lost."
+        f"no run can be read: {reason}. It must be a folder with a run.json and the updates that it "
+        "names, or a zip of one."
     )
 
 

@@ -276,7 +276,7 @@ class Studio:
     def _named(self, reward: RewardSpec) -> RewardSpec:
         """The reward with the names of the models here, so that another place takes the same."""
         here = {**self.tools.usual, "segmenter": self.segmenter.name}
-        if Path(resolved(self.segmenter.name)) == TINY_SEGMENTER:
+        if Path(self.segmenter.name) == TINY_SEGMENTER:
             del here["segmenter"]
         return reward.changed(**{n: resolved(v) for n, v in here.items() if n in reward.options})
 

@@ -20,14 +20,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_lora
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from safetensors.torch import load, save
 from test_lora_files import diffusers, in_unet, kohya, plain
 from test_studio import BLUE, PAINT, SMALL, paint, same
 
-from pxpo import RewardSpec, Run, finish, generate, learn, load_lora, load_model, load_run
-from pxpo.errors import DivergedError, LoraError, PxpoError, RewardError, RunError, SettingError
-from pxpo.rewards import open_picture, painted_map
+from pxpo import RewardSpec, Run, finish, generate, learn, load_lora, load_model
+from pxpo.errors import PxpoError, RewardError, RunError, SettingError
+from pxpo.rewards import open_picture
 from pxpo.rewards.wish import MOST_PAINTED
 from pxpo.store import open_run
 from pxpo.studio import MOST_UPDATES, Studio
@@ -118,29 +118,30 @@ def scrambled(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) 
     return content[:middle] + bytes(range(64)) + content[middle + 64 :]
 
 
+NO_RUN, NO_JSON = "no run can be read", "run.json is not in the zip"
 ZIPS: dict[str, tuple[Callable[[dict[str, bytes]], bytes], str]] = {
     "text": (lambda files: b"not a zip", "not a zip"),
-    "empty file": (lambda files: b"", "no run can be read"),
-    "no files": (lambda files: zipped({}), "run.json is not in the zip"),
-    "other files": (lambda files: zipped({"hello.txt": b"hello"}), "run.json is not in the zip"),
+    "empty file": (lambda files: b"", NO_RUN),
+    "no files": (lambda files: zipped({}), NO_JSON),
+    "other files": (lambda files: zipped({"hello.txt": b"hello"}), NO_JSON),
     "run.json in a folder": (
-        lambda files: zipped({f"run/{name}": file for name, file in files.items()}), "run.json is not in the zip",
+        lambda files: zipped({f"run/{name}": file for name, file in files.items()}), NO_JSON,
     ),
-    "run.json is a folder": (lambda files: zipped({"run.json/": b""}), "run.json is not in the zip"),
-    "cut off": (lambda files: zipped(files)[:-400], "no run can be read"),
-    "only its end": (lambda files: zipped(files)[-400:], "no run can be read"),
-    "scrambled": (scrambled, "no run can be read"),
-    "scrambled, lzma": (lambda files: scrambled(files, zipfile.ZIP_LZMA), "no run can be read"),
-    "scrambled, bzip2": (lambda files: scrambled(files, zipfile.ZIP_BZIP2), "no run can be read"),
+    "run.json is a folder": (lambda files: zipped({"run.json/": b""}), NO_JSON),
+    "cut off": (lambda files: zipped(files)[:-400], NO_RUN),
+    "only its end": (lambda files: zipped(files)[-400:], NO_RUN),
+    "scrambled": (scrambled, NO_RUN),
+    "scrambled, lzma": (lambda files: scrambled(files, zipfile.ZIP_LZMA), NO_RUN),
+    "scrambled, bzip2": (lambda files: scrambled(files, zipfile.ZIP_BZIP2), NO_RUN),
     "encrypted": (lambda files: patched(zipped(files), 6, 8, b"\1\0"), "encrypted"),
-    "unknown compression": (lambda files: patched(zipped(files), 8, 10, b"\x63\0"), "no run can be read"),
-    "wrong checksum": (lambda files: patched(zipped(files), 14, 16, b"abcd"), "no run can be read"),
+    "unknown compression": (lambda files: patched(zipped(files), 8, 10, b"\x63\0"), NO_RUN),
+    "wrong checksum": (lambda files: patched(zipped(files), 14, 16, b"abcd"), NO_RUN),
     "smaller than it says": (
-        lambda files: patched(zipped(files), 22, 24, b"\xff\xff\0\0"), "no run can be read",
+        lambda files: patched(zipped(files), 22, 24, b"\xff\xff\0\0"), NO_RUN,
     ),
-    "larger than it says": (lambda files: patched(zipped(files), 22, 24, b"\5\0\0\0"), "no run can be read"),
+    "larger than it says": (lambda files: patched(zipped(files), 22, 24, b"\5\0\0\0"), NO_RUN),
     "places beyond its end": (
-        lambda files: patched(zipped(files), 22, 42, b"\xff\xff\xff\x7f"), "no run can be read",
+        lambda files: patched(zipped(files), 22, 42, b"\xff\xff\xff\x7f"), NO_RUN,
     ),
     "an update is missing": (
         lambda files: zipped({n: f for n, f in files.items() if n != first_update(files)}),

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load, save
 
 import pxpo.studio
 from pxpo import RewardSpec, Run, Score, finish, generate, judge_of, load_run

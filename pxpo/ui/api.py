@@ -199,7 +199,8 @@ def answered(verb: Callable[..., Work]) -> Callable[..., Iterator[Any]]:
             # Empty answers now and then: between two of them a client can cancel the work.
             run = yield from throttled(work(*values), lambda _: (None, None, None))
         report = {"step": run.count, "reward": run.reward and run.reward.name,
-                  "scores": [vars(score) for score in run.latest], "met": run.met}  # fmt: skip
+                  "scores": [vars(score) for score in run.latest], "met": run.met,
+                  "learnt": run.updates[-1].learnt}  # fmt: skip
         yield run.id, report, FileData(path=served(large(run.picture)))
 
     answer.__signature__ = inspect.signature(verb).replace(  # type: ignore[attr-defined]

@@ -250,6 +250,7 @@ class Page:
         def once(_: float | None, *values: Any) -> Iterator[Shown]:
             return many(1, *values)
 
+        @errors_as_messages()
         def refuse_without_paint(*values: Any) -> list[dict[str, Any]]:
             given = dict(zip(inputs, values, strict=True))
             reward = self.tabs.spec(*(given[part] for part in self.tabs.inputs))
@@ -295,6 +296,7 @@ class Page:
     def end(self, events: tuple[Any, ...], paint_stays: bool) -> None:
         """After each event, and also once Stop has cut it off: say so, and refresh the page."""
 
+        @errors_as_messages()
         def ended(run: str, unfinished: bool | None) -> dict[Any, Any]:
             shown = self.events.stopped(run) if unfinished else {}
             now = time.monotonic_ns()  # so that `ended` changes
@@ -313,6 +315,7 @@ class Page:
     def wire_refresh(self) -> None:
         """What follows each event, and another choice of reward."""
 
+        @errors_as_messages()
         def heat(run: str, *values: Any) -> dict[str, Any]:
             picture = self.events.heat_map(run, self.tabs.spec(*values))
             return gr.update(value=picture, visible=picture is not None)

@@ -157,7 +157,7 @@ def refusal(message: str) -> gr.Error:
 
 @contextlib.contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """The package's own errors as messages on the page."""
+    """The package's own errors as messages to a visitor; a decorator of functions as well."""
     try:
         yield
     except PxpoError as error:
