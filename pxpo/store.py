@@ -209,8 +209,15 @@ def _named(file: str) -> Iterator[None]:
 def _no_run(error: Exception) -> RunError:
     reason = (str(error) or repr(error)).rstrip(".")
     return RunError(
-        f"no run can be read: {reason}. It must be a folder with a run.json and the updates that it "
-        "names, or a zip of one."
+        f"no run can be read: {reason}. It must be a folder with a run.json and the updates that "
+        "it names, or a zip of one."
+    )
+
+
+def _cannot_save(folder: Path, error: OSError) -> RunError:
+    return RunError(
+        f"the run cannot be saved in {str(folder)!r} ({error.strerror or error}); "
+        "free some space or choose another folder. Nothing that was saved before is lost."
     )
 
 
