@@ -1006,6 +1006,32 @@ def test_rewards_all_alike_teach_nothing_and_are_said(studio, judged, baseline):
     assert finish(learn(studio.model, judged, maps_of(judged))).updates[-1].learnt
 
 
+# Messages
+
+
+def test_a_message_is_one_line_that_keeps_its_beginning_and_its_end():
+    error = PxpoError(f"prompt is\n{'x' * 5000!r};  the most is 3.")
+    assert str(error).startswith("prompt is 'xxx") and str(error).endswith("; the most is 3.")
+    assert len(str(error)) < 1000 and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("no file '/srv/our place/run.json'.", "no file 'run.json'."),
+        ("[Errno 2] No such file: '/x/y'", "[Errno 2] No such file: 'y'"),
+        ("neither /srv/a nor /srv/b/c.", "neither a nor c."),
+        ("at C:\\Users\\ada l\\run", "at run"),
+        ("at 'C:\\\\Users\\\\ada\\\\run'", "at 'run'"),
+        ("at //server/share/run", "at run"),
+        ("see https://huggingface.co/a/b", "see https://huggingface.co/a/b"),
+        ("CompVis/sd, 3 / 4 and and/or", "CompVis/sd, 3 / 4 and and/or"),
+    ],
+)
+def test_a_visitor_sees_no_folder_of_the_server(message, shown):
+    assert RunError(message).for_visitors() == shown
+
+
 # Nobody else has noticed
 
 
