@@ -7,12 +7,14 @@ from typing import Any
 from pydantic import ValidationError
 
 MOST_TEXT = 100_000
-"""Characters of a text: of a prompt, of many, or of a reward's option."""
+TEXT = f"text of at most {MOST_TEXT} characters"
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is text, of no unpaired surrogates, which no file and no tokenizer takes."""
-    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
+    """Whether it is TEXT, without unpaired surrogates, which no file and no tokenizer takes."""
+    if not isinstance(value, str) or len(value) > MOST_TEXT:
+        return False
+    return value == value.encode(errors="ignore").decode()
 
 
 def fault(error: ValidationError) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
-from .checks import MOST_TEXT, is_text
+from .checks import TEXT, is_text
 from .errors import SettingError
 
 
@@ -61,11 +61,7 @@ def checked(entry: Field, value: Any) -> Any:
         return value
     if kind is str:
         if not is_text(value):
-            raise SettingError(f"{name} is {value!r}; it must be text.")
-        if len(value) > MOST_TEXT:
-            raise SettingError(
-                f"{name} has {len(value)} characters; the most it can have is {MOST_TEXT}."
-            )
+            raise SettingError(f"{name} is {value!r}; it must be {TEXT}.")
         return value
     try:
         number = kind(value)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..checks import is_text
+from ..checks import TEXT, is_text
 from ..embedded import TINY_WORLD
 from ..errors import RewardError
 
@@ -143,7 +143,7 @@ class Option:
         else:
             if is_text(value):
                 return value.strip()
-            wanted = "text"
+            wanted = TEXT
         raise RewardError(f"{self.name} is {value!r}; it must be {wanted}.")
 
 
