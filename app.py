@@ -23,6 +23,7 @@ from pxpo import DiffusionModel, Segmenter, load_model
 from pxpo.embedded import TINY_WORLD
 from pxpo.errors import ModelError, SettingError
 from pxpo.models import leave_a_core
+from pxpo.rewards import resolved
 from pxpo.rewards.segmentation import CLOTHES
 from pxpo.studio import ModelThread, Studio
 from pxpo.zerogpu import LENT
@@ -42,7 +43,7 @@ def open_models(
     notes = []
     try:
         usual = STABLE_DIFFUSION if torch.cuda.is_available() else None
-        loaded = load_model(model or usual, size=size)
+        loaded = load_model(resolved(model) if model else usual, size=size)
     except ModelError as error:
         notes.append(f"{error} Here is Tiny World instead.")
         loaded = load_model()

@@ -12,7 +12,6 @@ from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,11 +26,20 @@ from .processes import end_undisturbed, end_with_the_others, first, from_first, 
 from .progress import Progress
 from .reproduce import EXPERIMENTS as PAPER_EXPERIMENTS
 from .reproduce import FULL, QUICK, Bench, reproduce
-from .rewards import REWARDS, Option, Painted, RewardKind, RewardSpec, Tools, painted_map
+from .rewards import (
+    REWARDS,
+    Option,
+    Painted,
+    RewardKind,
+    RewardSpec,
+    Tools,
+    open_picture,
+    painted_map,
+)
 from .rewards.mix import read_spec
 from .rewards.segmentation import CLOTHES
 from .rewards.wish import MET
-from .run import Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
+from .run import ALIKE, Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import EXPERIMENTS, Settings, checked, kind_of, settings_for
 from .store import check_free, claim, new_folder, open_run, pack, save_run
 from .tracking import HEATED, check_trackers, heat_strip, tracked, write_metrics
@@ -334,18 +342,14 @@ def read_paint(path: Path, picture: Tensor | None) -> Tensor:
     picture: (3, H, W), what it was painted on. Without, a whole picture cannot be told from paint
     yet, and is let pass.
     """
+    opened = None
     try:
-        with Image.open(path) as opened:
-            opened.load()
+        opened = open_picture(path)
         painted = painted_map(opened, picture)
     except RewardError as error:
-        if picture is None:
+        if opened and picture is None:
             return Tensor()
         raise RewardError(f"{str(path)!r}: {error}") from error
-    except OSError as error:
-        raise SettingError(
-            f"the painted picture {str(path)!r} cannot be read ({error})."
-        ) from error
     if not painted.any():
         raise SettingError(f"nothing is painted on {str(path)!r}; green is more, red is less.")
     return painted
@@ -420,6 +424,8 @@ def train(
                     save_run(run, folder)
                     track(run, heat_strip(heated, maps))
                 bar.update()
+                if first() and not run.updates[-1].learnt:
+                    bar.write(f"Update {run.count}: {ALIKE}", file=sys.stderr)
                 bar.set_postfix_str(f"reward {run.latest[-1].here:+.4f}")
     except (KeyboardInterrupt, ProcessError) as reason:
         end_undisturbed()

@@ -1,8 +1,33 @@
 """What can go wrong, by kind. Each message names the value, the limit and the way out."""
 
+import re
+
+LONGEST = 800
+"""Characters of a message; of a longer one, with a whole file in it say, the middle is left out."""
+
+FOLDERS = re.compile(
+    r"""(?<![\w.:/\\])(?:[A-Za-z]:)?[/\\]+(?:[^\s'"/\\]+(?:[ ][^\s'"/\\]+)*[/\\]+)*(?=[^\s'"/\\])"""
+)
+"""All but the last part of an absolute path; blanks are taken for part of a folder's name."""
+
 
 class PxpoError(Exception):
-    """Any error that a person can do something about; its message is fit to be shown to them."""
+    """Any error that a person can do something about; its message is one line, fit to be shown."""
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+        super().__init__(line)
+
+    def for_visitors(self) -> str:
+        """The message without the folders of this machine."""
+        return without_folders(str(self))
+
+
+def without_folders(text: str) -> str:
+    """`text` with the last part alone of each absolute path in it."""
+    return FOLDERS.sub("", text)
 
 
 class SettingError(PxpoError, ValueError):
@@ -22,7 +47,7 @@ class LoraError(PxpoError):
 
 
 class DivergedError(PxpoError):
-    """An update whose gradient is not finite; the LoRA is as it was before."""
+    """Weights, or an update of them, that turn pictures to noise; the LoRA is as it was before."""
 
 
 class RunError(PxpoError):

@@ -28,8 +28,9 @@ ADAPTER = "default"
 class Lora:
     """A low-rank change of a UNet's attention: W + (alpha / rank) * B @ A.
 
-    rank: 1 to 512. alpha: finite and positive. weights: float32 and finite, on the CPU, by the
-    UNet's parameter names. Raises LoraError for anything else.
+    rank: 1 to 512. alpha: finite and positive. weights: A (rank, in) and B (out, rank) of one layer
+    or more, float32 and finite, on the CPU, by the UNet's parameter names. Raises LoraError for
+    anything else.
     """
 
     rank: int
@@ -52,6 +53,18 @@ class Lora:
                 )
             if not torch.isfinite(weight).all():
                 raise LoraError(f"The LoRA's {name} holds values that are not finite.")
+            if weight.shape[".lora_B." in name] != self.rank:
+                raise LoraError(
+                    f"The LoRA's {name} has the shape {tuple(weight.shape)}, which is not of rank "
+                    f"{self.rank}."
+                )
+        layers = {name.split(".lora_")[0] for name in self.weights}
+        sides = [f".lora_{side}.{ADAPTER}.weight" for side in "AB"]
+        if not layers or {*self.weights} != {layer + side for layer in layers for side in sides}:
+            raise LoraError(
+                f"The LoRA's matrices are {', '.join(self.weights) or 'none'}; they must be an A "
+                "and a B of each layer."
+            )
 
 
 def new_lora(model: DiffusionModel, rank: int, seed: int) -> Lora:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .errors import LoraError
-from .lora import ADAPTER, Lora, lora_config
+from .lora import ADAPTER, MOST_RANK, Lora, lora_config
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 COMFYUI_FILE = "lora_comfyui_a1111.safetensors"
@@ -56,6 +56,11 @@ OTHERS = {
 
 HARMLESS = (None, True, False, "gaussian", "orthogonal", "eva")
 """PEFT's ways to begin a LoRA that leave the base model as it is."""
+
+FLOATS = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)  # fmt: skip
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
 """A (rank, in) and B (out, rank), float32, by layer."""
@@ -126,8 +131,10 @@ def _check(state: dict[str, Tensor]) -> None:
                 "to_out, by a LoRA."
             )
         if name.endswith(".alpha"):
-            if value.numel() != 1 or not 0 < value < math.inf:
+            if value.numel() != 1 or value.is_complex() or not 0 < value < math.inf:
                 raise LoraError(f"{name!r} is {value.tolist()}; it must be a positive number.")
+        elif value.dtype not in FLOATS:
+            raise LoraError(f"{name!r} is {value.dtype}; it must be of floating-point numbers.")
         elif value.ndim != 2:
             raise LoraError(f"{name!r} has the shape {tuple(value.shape)}; it must be a matrix.")
         elif (partner := _partner(name)) not in state:
@@ -151,7 +158,7 @@ def _config(file: Path, names: Iterable[str], metadata: dict[str, str]) -> LoraC
         pattern = {layer: float(own) for layer, own in (config.get("alpha_pattern") or {}).items()}
     except OSError as error:
         raise LoraError(f"PEFT's {PEFT_CONFIG} must lie beside it ({error}).") from error
-    except (AttributeError, OverflowError, TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise LoraError(f"its {where} is damaged ({error}).") from error
     if not config:
         return None
@@ -203,10 +210,14 @@ def _by_layer(state: dict[str, Tensor]) -> tuple[Pairs, dict[str, float]]:
 def _as_one(pairs: Pairs, alphas: dict[str, float], config: LoraConfig | None) -> Lora:
     """The layers brought to one rank and one alpha."""
     rank, scaled, weights = max(len(a) for a, _ in pairs.values()), {}, {}
+    if rank > MOST_RANK:  # before all layers are made as large
+        raise LoraError(f"its rank is {rank}; the most it can be is {MOST_RANK}.")
     for layer, (a, b) in pairs.items():
         if not len(a) == b.shape[1] > 0:
             raise LoraError(f"{layer!r} has A {tuple(a.shape)} and B {tuple(b.shape)}.")
         alpha = alphas[layer] if layer in alphas else _alpha(config, layer, len(a))
+        if not 0 < alpha < math.inf:
+            raise LoraError(f"its alpha for {layer!r} is {alpha}; it must be a positive number.")
         scaled[layer] = alpha * (rank / len(a))
     alpha = scaled[layer] if len(set(scaled.values())) == 1 else float(rank)
     for layer, (a, b) in pairs.items():

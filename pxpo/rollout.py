@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .errors import SettingError
+from .errors import DivergedError, SettingError
 from .models.base import Cond, DiffusionModel, some
 from .progress import Progress
 from .settings import Sampling
@@ -92,7 +92,8 @@ def rollout(
 ) -> Generator[Progress, None, Trajectory]:
     """Sample one image for each prompt and noise; yields after each step, returns the Trajectory.
 
-    An image depends on its own prompt and noise alone, not on the batch it is in.
+    An image depends on its own prompt and noise alone, not on the batch it is in. Raises
+    DivergedError where the network's output is not finite.
     """
     if len(prompts) != len(noise) or not prompts:
         raise SettingError(
@@ -116,6 +117,11 @@ def rollout(
         for _ in model.fold("sample", len(prompts), predict):
             pass
         x_prev, x_0 = model.take_step(at, x_t, out, z[index], sampling)
+        if not x_prev.isfinite().all():
+            raise DivergedError(
+                "What the model says is not finite: its LoRA is too strong. Go back an update, or "
+                "take another LoRA."
+            )
         latents.append(x_prev)
         yield Progress(phase, index + 1, len(steps), x_0)
     return Trajectory(

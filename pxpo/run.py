@@ -19,18 +19,29 @@ import torch
 from torch import Tensor
 
 from .credit import downsample, latent_credit
-from .errors import RewardError, RunError
+from .errors import RunError
 from .lora import Lora, adapter, completed, new_lora, weights_of
 from .models import DiffusionModel
-from .processes import gathered, tasks
+from .processes import from_first, gathered, tasks
 from .progress import Progress
-from .rewards import Painted, Reward, RewardSpec, Tools, Wish, add_paint, resolved
+from .rewards import (
+    Painted,
+    Reward,
+    RewardSpec,
+    Tools,
+    Wish,
+    add_paint,
+    checked_maps,
+    resolved,
+)
 from .rollout import Noise, Trajectory, derived_seed, joined, rollout
 from .settings import Sampling, Settings
-from .update import Report, update
+from .update import Report, distance_from_base, update
 
 WEIGHT_DECAY = 1e-4
 """AdamW's, as in DDPO's public trainers."""
+
+ALIKE = "all pictures earn the same, so there is nothing to learn from"
 
 SHOWING = "showing"
 """The phase in which the shown image of the run's own seed is made."""
@@ -66,6 +77,11 @@ class Update:
     latent_reward: Tensor
     metrics: dict[str, float]
     scores: dict[str, Score] = field(default_factory=dict)
+
+    @property
+    def learnt(self) -> bool:
+        """Whether anything was learnt: not where all pictures earn the same."""
+        return bool(self.metrics.get("moved"))
 
     def as_dict(self) -> dict[str, Any]:
         """All of it that is words and numbers."""
@@ -139,18 +155,24 @@ def begin(
 ) -> Generator[Progress, None, Run]:
     """A run that has learnt nothing yet, or goes on from `lora`.
 
-    What the settings leave open becomes the model's own.
+    What the settings leave open becomes the model's own. Raises DivergedError for a LoRA that turns
+    pictures to noise.
     """
-    settings = model.filled(settings)
+    settings, given = model.filled(settings), lora is not None
     if lora:
         lora = completed(model, lora, settings.seed)
         settings = replace(settings, rank=lora.rank)
     else:
         lora = new_lora(model, settings.rank, settings.seed)
+    metrics = {}
     with adapter(model, lora):
         shown, own = yield from _show(model, settings)
+        if given:
+            metrics["from_base"] = from_first(
+                lambda: distance_from_base(model, own)  # type: ignore[arg-type]  # the first has it
+            )
     nothing = torch.zeros(0, *model.latent_shape[1:])
-    first = Update(settings, None, lora, {}, shown, nothing, {})
+    first = Update(settings, None, lora, {}, shown, nothing, metrics)
     return Run(settings, resolved(model.name), (first,), reward, own=own)
 
 
@@ -211,14 +233,11 @@ def learn(
 
     reward: what they come from, for the record. Where they earn nothing, nothing is learnt, and the
     next images come from the next noise. Raises RewardError for maps that do not fit, DivergedError
-    for a gradient that is not finite; the run is then as it was.
+    for what would turn pictures to noise; the run is then as it was.
     """
     settings, trajectory = run.settings, _judged(run)
-    if len(reward_maps[tasks(len(reward_maps))]) != len(trajectory.images):
-        raise RewardError(
-            f"there are {len(reward_maps)} reward maps for {len(trajectory.images)} images."
-        )
-    latent_reward = downsample(reward_maps.float(), trajectory.size)
+    reward_maps = checked_maps(reward_maps, settings.images)
+    latent_reward = downsample(reward_maps, trajectory.size)
     credit = latent_credit(latent_reward, settings, training_prompts(settings, run.count))
     hold_map = 1 - latent_reward.abs() / latent_reward.abs().max().clamp(min=1e-12)
     before = run.updates[-1]
@@ -256,6 +275,7 @@ def scored(run: Run, reward: RewardSpec, judge: Reward, *, anew: bool = False) -
             return one
         mine, count = tasks(len(one.shown)), len(one.shown)
         maps = gathered(judge(one.shown[mine].permute(0, 3, 1, 2) / 255), count)
+        maps = checked_maps(maps, count)
         metrics = one.metrics
         if isinstance(judge, Wish):
             metrics = {**metrics, "met": float(judge.met(maps))}
@@ -271,8 +291,10 @@ def back(run: Run, count: int) -> Run:
 
     Going on from there with the same maps gives the same run again, bit for bit.
     """
-    if not 0 <= count <= run.count:
-        raise RunError(f"there is no update {count} to go back to; this run has 0 to {run.count}.")
+    if type(count) is not int or not 0 <= count <= run.count:
+        raise RunError(
+            f"there is no update {count!r} to go back to; this run has 0 to {run.count}."
+        )
     return replace(run, updates=run.updates[: count + 1], own=None, trajectory=None)
 
 

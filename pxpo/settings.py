@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
+from .checks import TEXT, is_text
 from .errors import SettingError
 
 
@@ -59,14 +60,14 @@ def checked(entry: Field, value: Any) -> Any:
             )
         return value
     if kind is str:
-        if not isinstance(value, str):
-            raise SettingError(f"{name} is {value!r}; it must be text.")
+        if not is_text(value):
+            raise SettingError(f"{name} is {value!r}; it must be {TEXT}.")
         return value
     try:
         number = kind(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if isinstance(value, bool) or number != value or math.isnan(number):
+    if isinstance(value, bool) or number != value:  # as NaN is not itself
         wanted = "a whole number" if kind is int else "a number"
         raise SettingError(f"{name} is {value!r}; it must be {wanted}.")
     low, high, above = limits["low"], limits["high"], limits["above"]

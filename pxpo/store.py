@@ -13,32 +13,21 @@ import itertools
 import json
 import math
 import os
-import re
 import secrets
 import shutil
 import zipfile
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as safetensors
 from torch import Tensor
 
 from .embedded import TINY_WORLD
-from .errors import RunError
-from .lora import Lora
-from .rewards import Painted, RewardSpec
-from .run import Run, Score, Update
-from .settings import Settings
-
-FORMAT = 4
-"""Version of the files that `save_run` writes."""
-
-FILES = re.compile(r"run\.json|updates/[\w-][\w.-]*\.safetensors")
-"""The files of a run, by their names in its folder; a run that names another one is refused."""
+from .errors import PxpoError, RunError
+from .record import FORMAT, read_painted, read_record, read_update
+from .rewards import Painted
+from .run import Run, Update
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -102,47 +91,33 @@ def save_run(run: Run, folder: Path) -> None:
             "updates": updates,
         }
         write_whole(folder / "run.json", json.dumps(record, indent=2).encode())
-        for stale in {*(folder / "updates").iterdir()} - {folder / name for name in _named(record)}:
+        kept = {
+            folder / name for name in [*(one["file"] for one in updates), record["paint"] or ""]
+        }
+        for stale in {*(folder / "updates").iterdir()} - kept:
             stale.unlink()
     except OSError as error:
         raise _cannot_save(folder, error) from error
 
 
 def load_run(folder: Path) -> Run:
-    """The run that `save_run` wrote into `folder`; RunError when there is none to be read.
-
-    Raises LoraError for a LoRA that cannot be.
-    """
-    folder = Path(folder)
+    """The run that `save_run` wrote into `folder`; RunError where there is none, or any part of it
+    cannot be so."""
+    folder, updates, painted = Path(folder), list[Update](), tuple[Painted, ...]()
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise RunError(
-                f"the run in {str(folder)!r} has format {record['format']}, of another version; "
-                f"this one reads {FORMAT}. Go on with it in that version, or begin a new run from "
-                "the LoRA in its folder lora/."
-            )
-        if outside := [name for name in _named(record) if not FILES.fullmatch(name)]:
-            raise RunError(f"the run in {str(folder)!r} names {outside[0]!r}, outside of it.")
-        updates = tuple(_update(one, load_file(folder / one["file"])) for one in record["updates"])
-        if not updates:
-            raise ValueError("no updates")
-        paint = load_file(folder / record["paint"]) if record["paint"] else {}
-        return Run(
-            Settings(**record["settings"]),
-            record["model"] or str(TINY_WORLD),
-            updates,
-            _spec(record["reward"]),
-            tuple(
-                Painted(paint[f"picture.{number:06d}"], paint[f"map.{number:06d}"])
-                for number in range(len(paint) // 2)
-            ),
-        )
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise RunError(
-            f"no run can be read from {str(folder)!r} ({type(error).__name__}: {error}); it must "
-            "be a folder with a run.json and the updates it names, or a zip of one."
-        ) from error
+        with open(folder / "run.json", "rb") as file:
+            record = read_record(file)
+        for one in record.updates:
+            with _named(one.file):
+                first = updates[0] if updates else None
+                updates.append(read_update(folder / one.file, one, first))
+        if record.paint:
+            with _named(record.paint):
+                painted = read_painted(folder / record.paint, record, updates[0])
+    except (OSError, ValueError, PxpoError) as error:
+        raise _no_run(error) from error
+    model_name = record.model or str(TINY_WORLD)
+    return Run(record.settings, model_name, tuple(updates), record.reward, painted)
 
 
 def open_run(place: Path) -> tuple[Run, Path]:
@@ -161,36 +136,47 @@ def open_run(place: Path) -> tuple[Run, Path]:
 
 def pack(folder: Path, archive: Path) -> Path:
     """Write the run in `folder`, and its finished LoRA, into a zip that `unpack` takes."""
+    with open(folder / "run.json", "rb") as file:
+        named = [folder / name for name in ("run.json", *read_record(file).files)]
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        for file in sorted(folder.rglob("*")):
-            name = file.relative_to(folder).as_posix()
-            if file.is_file() and (FILES.fullmatch(name) or file.parent == folder / "lora"):
-                packed.write(file, name)
+        for path in [*named, *sorted((folder / "lora").glob("*"))]:
+            if path.is_file():
+                packed.write(path, path.relative_to(folder).as_posix())
     return archive
 
 
-def unpack(archive: Path, folder: Path, most_bytes: float = math.inf) -> None:
-    """Write the files of the run in a zip, and nothing else, into `folder`, of this many bytes.
+def unpack(
+    archive: Path, folder: Path, most_bytes: float = math.inf, most_updates: float = math.inf
+) -> None:
+    """Write the files that the run in a zip names, and nothing else, into `folder`.
 
-    Raises RunError for what is no run, or is too large.
+    Raises RunError for what is no run, or is larger than may be.
     """
     try:
         with zipfile.ZipFile(archive) as packed:
-            wanted = [i for i in packed.infolist() if FILES.fullmatch(i.filename)]
-            size = sum(info.file_size for info in wanted)
-            if size > most_bytes:
-                raise RunError(
-                    f"the run is {size / 1e9:.1f} GB; the most that is taken in here is "
-                    f"{most_bytes / 1e9:.1f} GB."
+            there = {info.filename: info for info in packed.infolist()}
+            if "run.json" not in there:
+                raise ValueError("run.json is not in the zip")
+            with packed.open("run.json") as file:
+                record = read_record(file)
+            if (count := len(record.updates) - 1) > most_updates:
+                raise ValueError(
+                    f"it has {count} updates; the most that a run may have here is {most_updates}, "
+                    "and on the command line there is no such limit"
                 )
-            if "run.json" not in packed.namelist():
-                raise ValueError("it has no run.json")
-            for info in wanted:
-                packed.extract(info, folder)
-    except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunError(
-            f"{Path(archive).name!r} is not a run of this program, packed in a zip ({error})."
-        ) from error
+            names = ["run.json", *record.files]
+            if missing := [name for name in names if name not in there]:
+                raise ValueError(f"{missing[0]} is not in the zip")
+            size = sum(there[name].file_size for name in names)
+            if size > most_bytes:
+                raise ValueError(
+                    f"it is {size / 1e9:.1f} GB; the most that is taken in here is "
+                    f"{most_bytes / 1e9:.1f} GB"
+                )
+            for name in names:
+                packed.extract(there[name], folder)
+    except Exception as error:  # zipfile and its decompressors raise nearly any
+        raise _no_run(error) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -211,6 +197,23 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
+@contextmanager
+def _named(file: str) -> Iterator[None]:
+    """What is wrong with a file of the run, with its name."""
+    try:
+        yield
+    except (ValueError, PxpoError) as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _no_run(error: Exception) -> RunError:
+    reason = (str(error) or repr(error)).rstrip(".")
+    return RunError(
+        f"no run can be read: {reason}. It must be a folder with a run.json and the updates that "
+        "it names, or a zip of one."
+    )
+
+
 def _cannot_save(folder: Path, error: OSError) -> RunError:
     return RunError(
         f"the run cannot be saved in {str(folder)!r} ({error.strerror or error}); "
@@ -223,11 +226,6 @@ def _written(folder: Path, name: str, tensors: dict[str, Tensor]) -> str:
     if not (folder / name).exists():
         write_whole(folder / name, safetensors(tensors))
     return name
-
-
-def _named(record: dict[str, Any]) -> list[str]:
-    """All files that a run.json names."""
-    return [one["file"] for one in record["updates"]] + [record["paint"]] * bool(record["paint"])
 
 
 def _update_file(number: int, one: Update) -> tuple[str, dict[str, Tensor]]:
@@ -251,23 +249,3 @@ def _digest(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
-
-
-def _update(record: dict[str, Any], tensors: dict[str, Tensor]) -> Update:
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
-    return Update(
-        Settings(**record["settings"]),
-        _spec(record["reward"]),
-        Lora(**record["lora"], weights=part("lora.")),
-        part("optimizer."),
-        tensors["shown"],
-        tensors["latent_reward"],
-        record["metrics"],
-        {name: Score(**score) for name, score in record["scores"].items()},
-    )
-
-
-def _spec(record: dict[str, Any] | None) -> RewardSpec | None:
-    return RewardSpec(**record) if record else None

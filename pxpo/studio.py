@@ -39,7 +39,7 @@ from .plots import heat_map
 from .progress import Progress, finish
 from .rewards import Reward, RewardSpec, Segmenter, Tools, painted_map
 from .rewards.painting import FULL
-from .rewards.wish import MET
+from .rewards.wish import MET, MOST_PAINTED
 from .run import Run, Update, back, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import Settings, settings_for
 from .store import load_run, pack, save_run, unpack
@@ -112,7 +112,7 @@ class Studio:
         self, model: DiffusionModel, segmenter: Segmenter, folder: Path, most_bytes: float = 5e9,
         thread: ModelThread | None = None, usual: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.segmenter, self.folder = model, segmenter, Path(folder)
+        self.model, self.segmenter, self.folder = model, segmenter, Path(folder).resolve()
         self.tools = Tools(str(model.device), segmenter, usual)
         self.most_bytes, self.thread = most_bytes, thread or ModelThread()
         self._begin = lent(functools.partial(begin, model))
@@ -238,10 +238,8 @@ class Studio:
         run_id = secrets.token_urlsafe(12)
         folder = self._folder(run_id)
         try:
-            unpack(archive, folder, self.most_bytes / 2)
+            unpack(archive, folder, self.most_bytes / 2, MOST_UPDATES)
             run = self._read(run_id)
-            for update in run.updates:
-                check_fits(self.model, update.lora)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -292,7 +290,7 @@ class Studio:
     def _named(self, reward: RewardSpec) -> RewardSpec:
         """The reward with the names of the models here, so that another place takes the same."""
         here = {**self.tools.usual, "segmenter": self.segmenter.name}
-        if Path(resolved(self.segmenter.name)) == TINY_SEGMENTER:
+        if Path(self.segmenter.name) == TINY_SEGMENTER:
             del here["segmenter"]
         return reward.changed(**{n: resolved(v) for n, v in here.items() if n in reward.options})
 
@@ -345,6 +343,19 @@ class Studio:
                 f"{here_h}; open it where the app was started with --width {width} --height "
                 f"{height}."
             )
+        check_fits(self.model, run.lora)
+        latents = (0, *self.model.latent_shape[1:])
+        if run.updates[0].latent_reward.shape != latents:
+            raise RunError(
+                f"this run's latents are of the shape {tuple(run.updates[0].latent_reward.shape)}, "
+                f"and here of {latents}; it is of another model."
+            )
+        if len(run.painted) > MOST_PAINTED:  # each the reward of an update, as in the paper
+            raise RunError(
+                f"this run has {len(run.painted)} painted pictures, and here the most is "
+                f"{MOST_PAINTED}; go on with it on the command line."
+            )
+        self.model.steps(run.settings)  # SettingError for more than the model has
         return replace(run, id=run_id, model_name=model)  # never a folder that it names
 
 

@@ -42,6 +42,10 @@ from .settings import Learning
 from .steps import Steps
 from .strength import relative_change, scale_step
 
+NOISE = 1.0
+"""The distance from the base model at which a LoRA has turned pictures to noise: it then says as
+much as the whole model does."""
+
 MEASURED = 8
 """The (image, step) pairs by which an update's size is measured."""
 
@@ -84,8 +88,8 @@ def update(
     there; 1 everywhere when None. generator: draws the steps when `timesteps` < 1. All processes
     take the same step.
     The result does not depend on the size of the chunks beyond float rounding.
-    Raises DivergedError, with the parameters as they were, when the gradient is not finite, or when
-    no step along it gives a finite change.
+    Raises DivergedError, with the parameters as they were, when the gradient is not finite, when no
+    step along it gives a finite change, or when it leads to noise.
     """
     gradient = yield from accumulate_gradient(
         model, parameters, trajectory, credit, learning, hold_map=hold_map, generator=generator
@@ -108,8 +112,37 @@ def update(
     optimizer.step()
     moved = yield from scale_step(list(parameters.values()), before, measure, learning.strength)
     with without_lora(model):
-        from_base = relative_change(now, measured(partial(_say, model, trajectory)))
+        base = measured(partial(_say, model, trajectory))
+    try:
+        from_base = _short_of_noise(relative_change(now, base))
+    except DivergedError:
+        with torch.no_grad():
+            for parameter, old in zip(parameters.values(), before, strict=True):
+                parameter.copy_(old)
+        raise
     return Report(gradient.norm, gradient.kl, moved, from_base)
+
+
+def distance_from_base(model: DiffusionModel, trajectory: Trajectory) -> float:
+    """How far what the network said is from what the base model says, relative to the size of that.
+
+    Raises DivergedError where that is so far that pictures are noise.
+    """
+    step, image = _spread(len(trajectory.steps), trajectory.outputs.shape[1], MEASURED)
+    with without_lora(model):
+        base = _say(model, trajectory, step, image)
+    return _short_of_noise(relative_change(trajectory.outputs[step, image], base))
+
+
+def _short_of_noise(distance: float) -> float:
+    """A distance from the base model; DivergedError where it is too far."""
+    if not distance < NOISE:
+        raise DivergedError(
+            f"This LoRA would say {distance:.1f} times as much as the model itself; from {NOISE:g} "
+            "on pictures turn to noise. It was not taken: go back some updates, take a lower "
+            "strength, or another LoRA."
+        )
+    return distance
 
 
 def accumulate_gradient(

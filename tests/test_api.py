@@ -156,7 +156,7 @@ def test_strength_reaches_the_settings(client, run):
         ("step", {"options": {"exact": True}}, "exact is for the command line"),
         ("run", {}, "nothing is painted"),
         ("step", {"paint": {"path": __file__}}, "must be an uploaded picture"),
-        ("step", {"paint": gradio_client.handle_file(__file__)}, "must be an uploaded picture"),
+        ("step", {"paint": gradio_client.handle_file(__file__)}, "the picture cannot be read"),
         ("step", {"reward": "color", "want": "none"}, "want is 'none'"),
         ("step", {"reward": "color", "color": 3}, "color is 3"),
         ("step", {"reward": "brightness", "options": {"color": "red"}}, "no option 'color'"),
@@ -167,8 +167,9 @@ def test_strength_reaches_the_settings(client, run):
 )
 def test_bad_input_is_answered_with_its_reason(client, run, verb, arguments, words):
     arguments = arguments if verb == "generate" else {"run_id": run, **arguments}
-    with pytest.raises(Exception, match=words):
+    with pytest.raises(Exception, match=words) as refusal:
         client.predict(**arguments, api_name=f"/{verb}")
+    assert "/tmp" not in str(refusal.value)
     assert client.predict(run, step=0, api_name="/back")[1]["step"] == 0  # nothing is lost
 
 

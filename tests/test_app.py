@@ -226,6 +226,7 @@ def strokes(green: slice = slice(0), red: slice = slice(0)) -> Image.Image:
 
 
 def test_strokes_that_the_wish_has_heard_leave_the_canvas_and_others_stay():
+    from pxpo.credit import downsample
     from pxpo.rewards import painted_map
     from pxpo.ui.canvas import without
 
@@ -237,7 +238,11 @@ def test_strokes_that_the_wish_has_heard_leave_the_canvas_and_others_stay():
     recoloured = strokes(red=slice(0, 8))
     assert without(recoloured, heard).tobytes() == recoloured.tobytes()
     assert without(paint, torch.zeros(64, 64)).tobytes() == paint.tobytes()
-    assert without(paint, torch.zeros(8, 8)) is paint  # of a map that was not painted here
+    assert without(paint, torch.zeros(80, 80)) is paint  # of a map that was not painted here
+    small = downsample(heard[None], (8, 8))[0]  # of a picture that the canvas shows larger
+    assert without(paint, small) is None
+    left = without(strokes(green=slice(0, 8), red=slice(8, 20)), small)
+    assert painted_map(left).equal(painted_map(strokes(red=slice(16, 20))))
 
 
 @pytest.fixture

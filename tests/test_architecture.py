@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pxpo"
 
 LAYERS = [
-    {"errors", "embedded", "progress"},
+    {"errors", "checks", "embedded", "progress"},
     {"settings", "processes", "zerogpu"},
     {"steps", "credit", "strength"},
     {"models"},
@@ -16,7 +16,8 @@ LAYERS = [
     {"lora_files", "update"},
     {"rewards"},
     {"run"},
-    {"store", "plots", "hub", "measures", "pages"},
+    {"record", "plots", "hub", "measures", "pages"},
+    {"store"},
     {"card", "config", "tracking"},
     {"studio", "evaluate", "reproduce"},
     {"__main__", "ui"},

@@ -47,9 +47,9 @@ def run(model_folder, tmp_path):
 
 
 def painted(path: Path) -> Path:
-    picture = Image.new("RGBA", (40, 40))
-    picture.paste((0, 255, 0, 153), (0, 0, 40, 20))
-    picture.paste((255, 0, 0, 153), (0, 30, 40, 40))
+    picture = Image.new("RGBA", (32, 32))
+    picture.paste((0, 255, 0, 153), (0, 0, 32, 16))
+    picture.paste((255, 0, 0, 153), (0, 24, 32, 32))
     picture.save(path)
     return path
 
@@ -85,8 +85,8 @@ def test_a_painted_picture_is_a_wish_on_any_picture(run, tmp_path, blur, capsys)
     assert kept.count == 2 and kept.reward == RewardSpec("paint")
     (wish,) = kept.painted
     assert torch.equal(wish.picture, kept.updates[0].shown[0])
-    assert (wish.paint[:20] == 2).all() and (wish.paint[30:] == -2).all()
-    assert not wish.paint[20:30].any()
+    assert (wish.paint[:8] == 2).all() and (wish.paint[12:] == -2).all()
+    assert not wish.paint[8:12].any() and wish.paint.shape == (16, 16)  # the picture's
     assert [update.settings.images for update in kept.updates] == [2, 2, 2]
     assert [len(update.latent_reward) for update in kept.updates] == [0, 2, 2]
     one, other = kept.updates[1].latent_reward  # each judged for itself
@@ -95,15 +95,15 @@ def test_a_painted_picture_is_a_wish_on_any_picture(run, tmp_path, blur, capsys)
 
 
 def test_several_maps_add_up_and_the_later_word_on_a_pixel_counts(run, tmp_path):
-    red = Image.new("RGBA", (40, 40))
-    red.paste((255, 0, 0, 255), (0, 0, 40, 10))
+    red = Image.new("RGBA", (32, 32))
+    red.paste((255, 0, 0, 255), (0, 0, 32, 8))
     red.save(tmp_path / "red.png")
     maps = ["--map", str(painted(tmp_path / "p.png")), "--map", str(tmp_path / "red.png")]
     status, out = run("paint", *maps, "--updates", "1", *SMALL)
     assert status == 0
     (wish,) = load_run(out).painted
-    assert (wish.paint[:10] == -2).all() and (wish.paint[10:20] == 2).all()
-    assert (wish.paint[30:] == -2).all() and not wish.paint[20:30].any()
+    assert (wish.paint[:4] == -2).all() and (wish.paint[4:8] == 2).all()
+    assert (wish.paint[12:] == -2).all() and not wish.paint[8:12].any()
 
 
 def test_a_wish_sees_with_the_segmenter_that_is_named(run, segmenter, tmp_path):

@@ -184,7 +184,7 @@ def test_a_whole_lora_is_complete_as_it_is(model):
 
 
 def test_a_lora_whose_rank_is_misstated_is_refused(model, base):
-    with pytest.raises(LoraError, match="does not fit"):
+    with pytest.raises(LoraError, match="not of rank 3"):
         with_lora(model, replace(random_lora(model, rank=2), rank=3))
     assert torch.equal(prediction(model), base)
 
@@ -244,6 +244,8 @@ def test_an_alpha_that_cannot_be_is_refused(alpha):
         (torch.zeros(2, 2).long(), "int64"),
         (torch.zeros(()), r"shape \(\)"),
         (torch.zeros(2, 2, 1, 1), r"shape \(2, 2, 1, 1\)"),
+        (torch.zeros(3, 2), "not of rank 2"),
+        (torch.zeros(2, 3), "an A and a B of each layer"),
     ],
 )
 def test_a_matrix_that_cannot_be_is_refused(matrix, words):

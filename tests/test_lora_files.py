@@ -313,7 +313,10 @@ def test_a_config_of_another_kind_is_refused(model, tmp_path, kind, config, word
         (lambda a, b: {"lora_B": b}, "without 'unet.to_q.lora_A.weight'"),
         (lambda a, b: {"lora_A": a, "lora_B": b[:, :1]}, "A (2, 6) and B (4, 1)"),
         (lambda a, b: {"lora_A": a[:0], "lora_B": b[:, :0]}, "A (0, 6) and B (4, 0)"),
-        (lambda a, b: {"lora_A": torch.ones(513, 6), "lora_B": torch.ones(4, 513)}, "1 to 512"),
+        (
+            lambda a, b: {"lora_A": torch.ones(513, 6), "lora_B": torch.ones(4, 513)},
+            "513; the most it can be is 512",
+        ),
     ],
 )
 def test_a_matrix_that_cannot_be_is_named(tmp_path, change, words):

@@ -118,7 +118,7 @@ def test_paint_is_written_anew_where_picture_or_paint_changed(rich, tmp_path, ch
     save_run(rich, tmp_path)
     (before,) = tmp_path.glob("updates/paint-*")
     *others, last = rich.painted
-    other = replace(last, **{changed: vars(last)[changed] + 1})
+    other = replace(last, **{changed: vars(last)[changed].flip(0)})
     save_run(replace(rich, painted=(*others, other)), tmp_path)
     (after,) = tmp_path.glob("updates/paint-*")
     assert before != after
@@ -219,10 +219,10 @@ def test_a_run_of_another_version_is_said_so_with_the_way_out(run, tmp_path, for
     [
         ({"reward": {"kind": "poetry"}}, "no reward called 'poetry'"),
         ({"settings": {"steps": 0}}, "steps is 0"),
-        ({"updates": []}, "no updates"),
-        ({"paint": "../elsewhere.safetensors"}, "'../elsewhere.safetensors', outside of it"),
-        ({"paint": "updates/../../elsewhere.safetensors"}, "outside of it"),
-        ({"paint": "/etc/passwd"}, "outside of it"),
+        ({"updates": []}, "updates is .*at least 1 item"),
+        ({"paint": "../elsewhere.safetensors"}, "paint is '../elsewhere.safetensors': .* match"),
+        ({"paint": "updates/../../elsewhere.safetensors"}, "paint is .* match"),
+        ({"paint": "/etc/passwd"}, "paint is .* match"),
     ],
 )
 def test_a_record_that_cannot_be_is_refused(run, tmp_path, changes, words):

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load, save
 
 import pxpo.studio
 from pxpo import RewardSpec, Run, Score, finish, generate, judge_of, load_run
@@ -62,9 +61,9 @@ def test_a_painted_step_learns_and_brings_the_next_picture(studio, run):
     assert len(scores(after, "painted")) == 2
     (painted,) = after.painted
     assert torch.equal(painted.picture, run.updates[0].shown[0])
-    assert painted.paint.shape == (32, 32)
-    assert (painted.paint[:8] == 2).all() and (painted.paint[8:16] == -2).all()
-    assert not painted.paint[16:].any()
+    assert painted.paint.shape == (16, 16)  # the picture's
+    assert (painted.paint[:4] == 2).all() and (painted.paint[4:8] == -2).all()
+    assert not painted.paint[8:].any()
     # Its pictures are as many as the model's own, and each is judged by the wish.
     assert after.updates[1].settings.images == studio.model.defaults["images"]
     judged = finish(generate(studio.model, replace(run, settings=after.settings))).trajectory
@@ -405,57 +404,6 @@ def test_a_run_that_lies_here_since_another_model_ran_is_said_so(studio, run):
         studio.run(run.id)
 
 
-@pytest.mark.parametrize(
-    "lora",
-    [
-        {"rank": 0}, {"rank": "8"}, {"rank": 10**7}, {"rank": 2.0}, {"rank": True}, {"rank": 3},
-        {"rank": None}, {"alpha": 0}, {"alpha": "2"}, {"alpha": float("nan")},
-        {"alpha": float("inf")}, {"alpha": -2.0},
-    ],
-)  # fmt: skip
-def test_a_lora_that_cannot_be_is_refused_and_nobody_else_notices(studio, run, tmp_path, lora):
-    finish(studio.step(run.id, BLUE, images=2))
-    record = {"rank": 2, "alpha": 2.0, **lora}
-    with pytest.raises(LoraError):
-        studio.admit(with_updates(studio.archive(run.id), tmp_path, lora=record))
-    assert finish(studio.step(run.id, BLUE, images=2)).count == 2
-    other = finish(studio.start(**SMALL | {"rank": 3}))
-    assert finish(studio.step(other.id, BLUE, images=2)).count == 1
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda weight: weight * float("nan"), lambda weight: weight.half(),
-        lambda weight: weight.long(), lambda weight: weight[:1], lambda weight: weight[None],
-        lambda weight: weight.new_zeros(()),
-    ],
-)  # fmt: skip
-def test_matrices_that_cannot_be_are_refused(studio, run, tmp_path, spoil):
-    with pytest.raises(LoraError):
-        studio.admit(with_updates(studio.archive(run.id), tmp_path, spoil=spoil))
-    assert finish(studio.step(run.id, BLUE, images=2)).count == 1
-
-
-def with_updates(archive: Path, folder: Path, lora=None, spoil=None) -> Path:
-    """A downloaded run whose updates tell of another LoRA, or hold a spoilt matrix."""
-    with zipfile.ZipFile(archive) as good, zipfile.ZipFile(folder / "spoilt.zip", "w") as packed:
-        for name in good.namelist():
-            content = good.read(name)
-            if name == "run.json" and lora:
-                record = json.loads(content)
-                for update in record["updates"]:
-                    update["lora"] = lora
-                content = json.dumps(record).encode()
-            if name.startswith("updates/") and spoil:
-                tensors = load(content)
-                first = next(name for name in tensors if name.startswith("lora."))
-                tensors[first] = spoil(tensors[first]).contiguous()
-                content = save(tensors)
-            packed.writestr(name, content)
-    return folder / "spoilt.zip"
-
-
 def test_a_picture_with_paint_on_it_is_told_from_the_paint_alone(studio, run):
     """What the person painted counts, and not the picture's own green and red."""
     layer = paint(slice(0, 8), slice(0, 0))
@@ -464,7 +412,7 @@ def test_a_picture_with_paint_on_it_is_told_from_the_paint_alone(studio, run):
     one = finish(studio.step(run.id, PAINT, Image.alpha_composite(whole, layer)))
     # A random model's picture has greens on which green paint cannot be seen, and no other fault.
     painted = one.painted[0].paint
-    assert not painted[8:].any() and (painted[:8] == 2).float().mean() > 0.8
+    assert not painted[4:].any() and painted[:4].mean() > 1.6
     with pytest.raises(RunError, match="nothing is painted"):
         finish(studio.step(finish(studio.start(**SMALL)).id, PAINT, whole))
 

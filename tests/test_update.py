@@ -1,5 +1,6 @@
 """The closed form against the explicit loss: `update` computes Eq. 6, and nothing else."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -733,3 +734,13 @@ def test_the_noise_of_a_trajectory_is_that_of_its_log_probability(real_model):
         torch.testing.assert_close(out, trajectory.outputs[index], rtol=1e-4, atol=1e-5)
         z = (trajectory.latents[index + 1] - at.mean(x_t, out)) / at.sigma
         torch.testing.assert_close(z, trajectory.noise[index], rtol=1e-3, atol=1e-3)
+
+
+def test_a_step_that_leads_to_noise_is_not_taken(monkeypatch):
+    model, trajectory = small()
+    before, learning = copies(model.parameters), replace(FLAT, strength=0.05)
+    work = update(model, model.parameters, sgd(model), trajectory, credits(), learning)
+    monkeypatch.setattr(sys.modules["pxpo.update"], "NOISE", 0.01)
+    with pytest.raises(DivergedError, match="pictures turn to noise"):
+        finish(work)
+    assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())

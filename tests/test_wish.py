@@ -421,12 +421,19 @@ def test_paint_on_the_same_picture_is_merged_and_its_later_word_counts():
 def test_paint_on_the_same_picture_in_another_size_is_merged_where_it_lies():
     picture_ = painted_on(1).picture
     before = torch.tensor([[2.0, 0.0], [0.0, -2.0]])
-    after = torch.zeros(4, 6)
-    after[3, 5] = 2.0
+    after = torch.zeros(4, 3)
+    after[3, 2] = 2.0
     (merged,) = add_paint([Painted(picture_, before)], picture_, after)
-    expected = torch.zeros(4, 6)
-    expected[:2, :3], expected[2:, 3:], expected[3, 5] = 2.0, -2.0, 2.0
+    expected = torch.zeros(4, 3)
+    expected[:2, :2], expected[2:, 2:], expected[3, 2] = 2.0, -2.0, 2.0
     assert torch.equal(merged.paint, expected)
+
+
+def test_paint_larger_than_its_picture_is_made_as_small_and_keeps_its_mean():
+    paint = torch.zeros(40, 8)
+    paint[:10], paint[10:15] = 2.0, -2.0
+    (one,) = add_paint((), painted_on(1).picture, paint)
+    assert one.paint.tolist() == [[2.0] * 4, [-1.0] * 4, [0.0] * 4, [0.0] * 4]
 
 
 def test_a_picture_that_is_painted_again_has_the_latest_word():

@@ -6,9 +6,18 @@ never import this package: to them a map that was painted and one that was compu
 
 from importlib import import_module
 
-from .base import REWARDS, Option, Reward, RewardKind, RewardSpec, Tools, resolved
+from .base import (
+    REWARDS,
+    Option,
+    Reward,
+    RewardKind,
+    RewardSpec,
+    Tools,
+    checked_maps,
+    resolved,
+)
 from .color import ColorReward
-from .painting import paint_by_label, painted_map
+from .painting import open_picture, paint_by_label, painted_map
 from .segmentation import Segmenter, SegmentReward
 from .wish import Painted, Wish, add_paint
 
@@ -37,6 +46,8 @@ __all__ = [
     "Tools",
     "Wish",
     "add_paint",
+    "checked_maps",
+    "open_picture",
     "paint_by_label",
     "painted_map",
     "resolved",

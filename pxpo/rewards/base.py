@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import Tensor
 
+from ..checks import TEXT, is_text
 from ..embedded import TINY_WORLD
 from ..errors import RewardError
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 Reward = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) in [0, 1] to reward maps (B, H, W)."""
 
+LARGEST = 1e12
+"""The most that a reward may be, so that its square can be added up over all pixels."""
+
 Value = str | bool | tuple[str, ...]
 Model = TypeVar("Model")
 
@@ -29,6 +34,39 @@ Model = TypeVar("Model")
 def resolved(name: str) -> str:
     """A folder's whole path, so that it is found from another folder as well; a Hub id as it is."""
     return str(Path(name).resolve()) if name and Path(name).exists() else name
+
+
+def checked_maps(maps: Any, count: int) -> Tensor:
+    """The reward maps (B, H, W) of `count` images, of any real numbers, as float32 on the CPU.
+
+    Raises RewardError where there are others, or fewer, or one that is not finite.
+    """
+    try:
+        values = torch.as_tensor(maps).detach().cpu()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise RewardError(
+            f"the reward maps are of the type {type(maps).__name__} ({error}); they must be a "
+            "tensor (B, H, W)."
+        ) from error
+    if values.ndim != 3 or not values.numel() or values.is_complex():
+        raise RewardError(
+            f"the reward maps are {values.dtype} of the shape {tuple(values.shape)}; they must be "
+            "real numbers (B, H, W)."
+        )
+    if len(values) != count:
+        raise RewardError(f"there are {len(values)} reward maps for {count} images.")
+    values = values.float()
+    if not values.isfinite().all():
+        image = int((~values.isfinite()).nonzero()[0, 0])
+        raise RewardError(
+            f"the reward map of image {image} has values that are not finite (NaN or infinite)."
+        )
+    if values.abs().max() > LARGEST:
+        raise RewardError(
+            f"the reward maps reach {values.abs().max():g}; the most they can be is {LARGEST:g}. "
+            "Divide them: it is their differences that count."
+        )
+    return values
 
 
 class Tools:
@@ -95,7 +133,7 @@ class Option:
     def checked(self, value: Any) -> Value:
         """`value` as the option's type, or a RewardError that names it."""
         if isinstance(self.default, tuple):
-            if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+            if isinstance(value, list | tuple) and all(is_text(one) for one in value):
                 return tuple(one.strip() for one in value)
             wanted = "a list of texts"
         elif isinstance(self.default, bool):
@@ -103,9 +141,9 @@ class Option:
                 return value
             wanted = "true or false"
         else:
-            if isinstance(value, str):
+            if is_text(value):
                 return value.strip()
-            wanted = "text"
+            wanted = TEXT
         raise RewardError(f"{self.name} is {value!r}; it must be {wanted}.")
 
 
@@ -159,12 +197,14 @@ class RewardSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in REWARDS:
+        if not isinstance(self.kind, str) or self.kind not in REWARDS:
             raise RewardError(
                 f"there is no reward called {self.kind!r}; there are {', '.join(REWARDS)}."
             )
         options = {option.name: option for option in self.declared.options}
-        if unknown := sorted(set(self.options) - set(options)):
+        if not isinstance(self.options, Mapping):
+            raise RewardError(f"the reward's options are {self.options!r}; they go by their names.")
+        if unknown := sorted(set(self.options) - set(options), key=repr):
             raise RewardError(
                 f"the reward {self.kind!r} has no option {unknown[0]!r}; it has "
                 f"{', '.join(options)}."

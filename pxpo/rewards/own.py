@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PxpoError, RewardError
-from .base import Option, Reward, RewardKind, Tools
+from .base import Option, Reward, RewardKind, Tools, checked_maps
 
 
 def place_of(reward: str) -> tuple[Path, str, str]:
@@ -82,17 +82,15 @@ def _checked(what: Any, path: Path) -> Reward:
 
     def judge(images: Tensor) -> Tensor:
         with _blaming(path), torch.no_grad():
-            maps = torch.as_tensor(what(images.clone())).detach().float().cpu()
-        wanted = (len(images), *images.shape[2:])
-        if maps.shape != wanted:
+            maps = what(images.clone())
+        try:
+            maps = checked_maps(maps, len(images))
+        except RewardError as error:
+            raise RewardError(f"{path}, line {_line(what)}: {error}") from error
+        if maps.shape[1:] != images.shape[2:]:
             raise RewardError(
                 f"{path}, line {_line(what)}: the maps have the shape {tuple(maps.shape)}; for "
-                f"images of {tuple(images.shape)} it must be {wanted}."
-            )
-        if not maps.isfinite().all():
-            raise RewardError(
-                f"{path}, line {_line(what)}: the maps have values that are not finite (NaN or "
-                "infinite)."
+                f"images of {tuple(images.shape)} they must be as high and wide."
             )
         return maps
 

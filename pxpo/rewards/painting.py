@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -19,7 +21,30 @@ SATURATED = 0.35  # a stroke's colour exceeds the other two by this much; a tint
 NEARLY = 0.13  # how far from black or white JPEG and blurred edges lead
 GREY = 0.01  # how far apart the channels of a grey may be
 STRANGE = 0.1  # share of a picture that may be neither paint nor blank
+MOST_PIXELS = 2**23  # of a painted picture: one in 4K, of which a quarter of a GB is made here
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # others run programs, as EPS does
 READABLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's modes
+
+
+def open_picture(source: Path | BinaryIO) -> Image.Image:
+    """The picture in a file, in its own colours; RewardError for what is none, or is too large.
+
+    How large it is its head says, before any of it is unpacked.
+    """
+    try:
+        with Image.open(source, formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > MOST_PIXELS:
+                raise Image.DecompressionBombError(f"{width} × {height} pixels")
+            picture.load()
+            return picture
+    except Image.DecompressionBombError as error:  # Pillow's too, for what is larger by far
+        raise RewardError(
+            f"the picture is too large ({error}); the most is {MOST_PIXELS / 1e6:.1f} million "
+            "pixels, as in 4K. Save it smaller."
+        ) from error
+    except Exception as error:  # Pillow's readers raise nearly any
+        raise RewardError(f"the picture cannot be read ({error}); save it as a PNG.") from error
 
 
 def painted_map(paint: Image.Image | np.ndarray | Tensor, picture: Tensor | None = None) -> Tensor:

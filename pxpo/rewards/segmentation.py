@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..embedded import TINY_SEGMENTER
 from ..errors import ModelError, RewardError
-from .base import MORE, Option, RewardKind, Tools, more_or_less
+from .base import MORE, Option, RewardKind, Tools, more_or_less, resolved
 
 CLOTHES = "mattmdjaga/segformer_b2_clothes"
 """The paper's segmenter, for photographs of people."""
@@ -26,7 +26,7 @@ class Segmenter:
     """
 
     def __init__(self, name: str | Path | None = None, device: str = "cpu") -> None:
-        self.name = str(name or TINY_SEGMENTER)
+        self.name = resolved(str(name or TINY_SEGMENTER))
         try:
             self.processor = AutoImageProcessor.from_pretrained(self.name)
             model = AutoModelForSemanticSegmentation.from_pretrained(self.name)

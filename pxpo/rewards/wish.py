@@ -31,15 +31,27 @@ MOST_PAINTED = 16  # painted pictures; older ones live on in what later ones too
 
 @dataclass(frozen=True)
 class Painted:
-    """picture: (H, W, 3) uint8, as it was shown. paint: (H', W') in [-2, 2], what was put on it."""
+    """picture: (H, W, 3) uint8, as it was shown. paint: (H', W') in [-2, 2], what was put on it;
+    where it is given larger than the picture, it is made as small."""
 
     picture: Tensor
     paint: Tensor
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paint", shrunk(self.paint, self.picture.shape[:2]))
+
+
+def shrunk(paint: Tensor, size: Sequence[int]) -> Tensor:
+    """`paint` (H', W') of no more than this many rows and columns."""
+    height, width = (min(one, most) for one, most in zip(paint.shape, size, strict=True))
+    if paint.shape == (height, width):
+        return paint
+    return downsample(paint[None], (height, width))[0]
+
 
 def add_paint(painted: Sequence[Painted], picture: Tensor, paint: Tensor) -> tuple[Painted, ...]:
     """`painted` and one more; of two on the same picture, the later one's word on each pixel."""
-    others = []
+    others, paint = [], shrunk(paint, picture.shape[:2])
     for one in painted:
         if torch.equal(one.picture, picture):
             before = F.interpolate(one.paint[None, None], paint.shape)[0, 0]

@@ -7,6 +7,7 @@ Gradio reads their docstrings and types, so types are no strings here (no `annot
 import functools
 import inspect
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import gradio as gr
@@ -14,9 +15,10 @@ import pydantic
 from gradio import FileData
 from PIL import Image
 
-from ..errors import PxpoError, SettingError
+from ..checks import fault
+from ..errors import RewardError, SettingError
 from ..progress import Progress
-from ..rewards import REWARDS, RewardSpec
+from ..rewards import REWARDS, RewardSpec, open_picture
 from ..run import Run
 from ..settings import Settings
 from ..studio import MOST_UPDATES, Studio
@@ -28,16 +30,15 @@ Answer = tuple[str, dict, FileData]
 Work = Generator[Progress, None, Run]
 
 
-def open_picture(file: dict | None) -> Image.Image | None:
+def uploaded(file: dict | None) -> Image.Image | None:
     """An uploaded picture, in its own mode; what was not uploaded is refused."""
     if file is None:
         return None
     try:
-        picture = Image.open(FileData.model_validate(file, context={"validate_meta": True}).path)
-        picture.load()
-    except (ValueError, OSError, Image.DecompressionBombError) as error:
-        raise PxpoError("paint must be an uploaded picture, and one that can be read.") from error
-    return picture
+        path = FileData.model_validate(file, context={"validate_meta": True}).path
+    except (ValueError, OSError) as error:
+        raise RewardError("paint must be an uploaded picture.") from error
+    return open_picture(Path(path))
 
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 else:
     Kind = Literal[tuple(name for name, kind in REWARDS.items() if kind.public)]
 Want = Literal["less", "more"]
-Picture = Annotated[FileData, pydantic.PlainValidator(open_picture)]
+Picture = Annotated[FileData, pydantic.PlainValidator(uploaded)]
 Count = Annotated[int, pydantic.Field(ge=1, le=MOST_UPDATES)]
 
 
@@ -198,7 +199,8 @@ def answered(verb: Callable[..., Work]) -> Callable[..., Iterator[Any]]:
             # Empty answers now and then: between two of them a client can cancel the work.
             run = yield from throttled(work(*values), lambda _: (None, None, None))
         report = {"step": run.count, "reward": run.reward and run.reward.name,
-                  "scores": [vars(score) for score in run.latest], "met": run.met}  # fmt: skip
+                  "scores": [vars(score) for score in run.latest], "met": run.met,
+                  "learnt": run.updates[-1].learnt}  # fmt: skip
         yield run.id, report, FileData(path=served(large(run.picture)))
 
     answer.__signature__ = inspect.signature(verb).replace(  # type: ignore[attr-defined]
@@ -217,9 +219,6 @@ def checked(verb: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 return valid(**dict(zip(names, values, strict=True)))
             except pydantic.ValidationError as error:
-                wrong = error.errors()[0]
-                raise SettingError(
-                    f"{wrong['loc'][0]} is {wrong['input']!r}: {wrong['msg']}."
-                ) from error
+                raise SettingError(f"{fault(error).rstrip('.')}.") from error
 
     return call

@@ -25,8 +25,9 @@ import torch
 from PIL import Image
 
 from ..rewards import painted_map
+from ..rewards.wish import shrunk
 from ..studio import Studio
-from .parts import large, on_canvas, served
+from .parts import errors_as_messages, large, on_canvas, served
 
 PLUS, MINUS = "+ more (green)", "− less (red)"
 GREEN, RED = ("#00FF00", 0.6), ("#FF0000", 0.6)
@@ -59,14 +60,14 @@ def brush(choice: str) -> gr.Brush:
 
 def without(paint: Image.Image, heard: torch.Tensor) -> Image.Image | None:
     """The strokes that say anything else than the map `heard` (H, W) does there; None without."""
-    strokes = painted_map(paint)
+    strokes = shrunk(painted_map(paint), heard.shape)
     if strokes.shape != heard.shape:
         return paint
     left = (strokes != 0) & (strokes != heard)
     if not left.any():
         return None
-    blank = Image.new("RGBA", paint.size)
-    return Image.composite(paint, blank, Image.fromarray(left.numpy()))
+    mask = Image.fromarray(left.numpy()).resize(paint.size, Image.Resampling.NEAREST)
+    return Image.composite(paint, Image.new("RGBA", paint.size), mask)
 
 
 class Canvas:
@@ -116,7 +117,7 @@ class Canvas:
               **quiet: Any) -> Any:  # fmt: skip
         """Events that bring the run's picture, under the paint on the editor or none; ended:
         (anything, whether that paint stays). What the wish has heard of it never does."""
-        wrap = self.studio.thread.wrap
+        wrap = self._wrap
         emptied = self.read(listen, **quiet).then(
             wrap(self._empty), [run, ended, *self.inputs], [self.waiting, self.editor], **quiet
         )
@@ -126,11 +127,14 @@ class Canvas:
 
     def wire(self, run: gr.BrowserState, **quiet: Any) -> None:
         """Connect the brush and the clear button."""
-        bring_back = self.studio.thread.wrap(self._bring_back)
+        bring_back = self._wrap(self._bring_back)
         self.editor.clear(bring_back, run, [self.waiting, self.editor], **quiet)
         self.brush.change(
             lambda choice: gr.ImageEditor(brush=brush(choice)), self.brush, self.editor, **quiet
         )
+
+    def _wrap(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        return self.studio.thread.wrap(errors_as_messages()(work))
 
     def _empty(self, run: str, ended: tuple[Any, bool], *values: Any) -> tuple[Waiting, Any]:
         _, stays = ended

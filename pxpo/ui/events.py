@@ -19,7 +19,7 @@ from ..plots import to_picture
 from ..progress import Progress
 from ..rewards import RewardSpec
 from ..rewards.wish import MET
-from ..run import SHOWING, Run
+from ..run import ALIKE, SHOWING, Run
 from ..studio import Studio
 from .parts import errors_as_messages, large, on_canvas, refusal, served, throttled
 
@@ -186,6 +186,8 @@ class Events:
             f"moved {metrics['moved']:.1%}, {metrics['from_base']:.0%} in all",
             f"{seconds:.1f} s",
         ]
+        if not run.updates[-1].learnt:
+            parts.append(ALIKE)
         if run.met:
             parts.append(MET)
         return " · ".join(parts)

@@ -9,8 +9,11 @@ from typing import Any
 
 import gradio as gr
 from gradio.utils import get_space
+from PIL import Image
 
 from ..card import base_of
+from ..errors import without_folders
+from ..rewards.painting import MOST_PIXELS
 from ..settings import Settings
 from ..studio import MOST_UPDATES, Studio
 from . import api
@@ -25,6 +28,8 @@ def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
 
     waiting: how many may stand in the queue; whoever comes then is asked to try again
     """
+    # Gradio opens what is painted; of more than twice this Pillow opens nothing.
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
     blocks = page.build()
     blocks.queue(max_size=waiting).launch(
         theme=theme(),
@@ -42,7 +47,7 @@ class Page:
 
     def __init__(self, studio: Studio, note: str = "", own_token: bool = False) -> None:
         """note: what its visitors should know; own_token: as `Events` takes it."""
-        self.studio, self.note = studio, note
+        self.studio, self.note = studio, without_folders(note)
         self.example = opening_example(studio.model)
         self.events = Events(studio, bool(self.example), own_token)
 
@@ -245,6 +250,7 @@ class Page:
         def once(_: float | None, *values: Any) -> Iterator[Shown]:
             return many(1, *values)
 
+        @errors_as_messages()
         def refuse_without_paint(*values: Any) -> list[dict[str, Any]]:
             given = dict(zip(inputs, values, strict=True))
             reward = self.tabs.spec(*(given[part] for part in self.tabs.inputs))
@@ -290,6 +296,7 @@ class Page:
     def end(self, events: tuple[Any, ...], paint_stays: bool) -> None:
         """After each event, and also once Stop has cut it off: say so, and refresh the page."""
 
+        @errors_as_messages()
         def ended(run: str, unfinished: bool | None) -> dict[Any, Any]:
             shown = self.events.stopped(run) if unfinished else {}
             now = time.monotonic_ns()  # so that `ended` changes
@@ -308,6 +315,7 @@ class Page:
     def wire_refresh(self) -> None:
         """What follows each event, and another choice of reward."""
 
+        @errors_as_messages()
         def heat(run: str, *values: Any) -> dict[str, Any]:
             picture = self.events.heat_map(run, self.tabs.spec(*values))
             return gr.update(value=picture, visible=picture is not None)

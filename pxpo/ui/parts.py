@@ -157,8 +157,8 @@ def refusal(message: str) -> gr.Error:
 
 @contextlib.contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """The package's own errors as messages on the page."""
+    """The package's own errors as messages to a visitor; a decorator of functions as well."""
     try:
         yield
     except PxpoError as error:
-        raise refusal(str(error)) from error
+        raise refusal(error.for_visitors()) from error
