@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
 import pydantic
 from pydantic import AfterValidator, ConfigDict, FailFast, Field, FiniteFloat, StringConstraints
@@ -124,20 +124,14 @@ def read_update(file: Path, record: UpdateRecord, first: Update | None) -> Updat
     settings = record.settings
 
     def kinds(found: Mapping[str, Kind]) -> dict[str, Kind]:
-        if first is None:
-            lora = {name[5:]: kind for name, kind in found.items() if name.startswith("lora.")}
-            size, latent, judged = (
-                _shape(found, "shown")[1:3],
-                _shape(found, "latent_reward")[1:],
-                0,
-            )
-        else:
+        lora = _part(found, "lora.")
+        size, latent = _shape(found, "shown")[1:3], _shape(found, "latent_reward")[1:]
+        if first is not None:
             lora = {name: ("F32", tuple(w.shape)) for name, w in first.lora.weights.items()}
             size, latent = first.shown.shape[1:3], first.latent_reward.shape[1:]
-            judged = settings.images  # type: ignore[assignment]
         wanted: dict[str, Kind] = {
             "shown": ("U8", (len(shown_noise(settings)), *size, 3)),
-            "latent_reward": ("F32", (judged, *latent)),
+            "latent_reward": ("F32", (settings.images if first else 0, *latent)),
         }
         wanted |= {f"lora.{name}": kind for name, kind in lora.items()}
         if any(name.startswith("optimizer.") for name in found):
@@ -219,5 +213,5 @@ def _words(kind: Kind | None) -> str:
     return f"{kind[0]} of the shape {kind[1]}" if kind else "left out"
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: w for name, w in tensors.items() if name.startswith(prefix)}
+def _part(of: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {n.removeprefix(prefix): value for n, value in of.items() if n.startswith(prefix)}

@@ -135,9 +135,15 @@ def open_run(place: Path) -> tuple[Run, Path]:
 
 
 def pack(folder: Path, archive: Path) -> Path:
-    """Write the run in `folder`, and its finished LoRA, into a zip that `unpack` takes."""
-    with open(folder / "run.json", "rb") as file:
-        named = [folder / name for name in ("run.json", *read_record(file).files)]
+    """Write the run in `folder`, and its finished LoRA, into a zip that `unpack` takes.
+
+    Raises RunError where there is none (any more).
+    """
+    try:
+        with open(folder / "run.json", "rb") as file:
+            named = [folder / name for name in ("run.json", *read_record(file).files)]
+    except (OSError, ValueError) as error:
+        raise _no_run(error) from error
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         for path in [*named, *sorted((folder / "lora").glob("*"))]:
             if path.is_file():

@@ -355,7 +355,6 @@ class Studio:
                 f"this run has {len(run.painted)} painted pictures, and here the most is "
                 f"{MOST_PAINTED}; go on with it on the command line."
             )
-        self.model.steps(run.settings)  # SettingError for more than the model has
         return replace(run, id=run_id, model_name=model)  # never a folder that it names
 
 

@@ -665,12 +665,14 @@ LORAS: dict[str, tuple[Callable[[Any], bytes], str]] = {
     "no columns": (lambda model: save(pair(torch.ones(2, 0), torch.ones(32, 2))), "does not fit"),
     "no rows": (lambda model: save(pair(torch.ones(2, 32), torch.ones(0, 2))), "does not fit"),
     "rank 0": (lambda model: save(pair(torch.ones(0, 32), torch.ones(32, 0))), "(0, 32)"),
-    "rank 513": (lambda model: save(pair(torch.ones(513, 32), torch.ones(32, 513))), "513 & 512"),
+    "rank 513": (
+        lambda model: save(pair(torch.ones(513, 32), torch.ones(32, 513))), "its rank is 513 & 512",
+    ),
     "a rank of a million beside many layers": (
         lambda model: save({
             **in_unet(plain(model)), **pair(torch.ones(10**6, 1), torch.ones(1, 10**6)),
         }),
-        "1000000 & 512",
+        "its rank is 1000000 & 512",
     ),
     "two ranks in a pair": (
         lambda model: save(pair(torch.ones(2, 32), torch.ones(32, 3))), "(2, 32) & (32, 3)",
