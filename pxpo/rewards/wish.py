@@ -46,7 +46,8 @@ def shrunk(paint: Tensor, size: Sequence[int]) -> Tensor:
     height, width = (min(one, most) for one, most in zip(paint.shape, size, strict=True))
     if paint.shape == (height, width):
         return paint
-    return downsample(paint[None], (height, width))[0]
+    means = downsample(paint[None], (height, width))[0]
+    return means.clamp(paint.min(), paint.max())  # rounding would lead a hair beyond
 
 
 def add_paint(painted: Sequence[Painted], picture: Tensor, paint: Tensor) -> tuple[Painted, ...]:
