@@ -26,7 +26,7 @@ from pxpo.models import leave_a_core
 from pxpo.rewards import resolved
 from pxpo.rewards.segmentation import CLOTHES
 from pxpo.studio import ModelThread, Studio
-from pxpo.zerogpu import LENT
+from pxpo.ui.zerogpu import LENT, lent
 
 gc.freeze()  # nor is it looked for later
 gc.enable()
@@ -102,7 +102,7 @@ def main() -> None:
     except SettingError as error:
         sys.exit(f"app.py: {error}")
     usual = {"clipseg": options.clipseg} if options.clipseg else {}
-    studio = Studio(model, segmenter, options.runs, thread=thread, usual=usual)
+    studio = Studio(model, segmenter, options.runs, thread=thread, usual=usual, lend=lent)
     own_token = options.own_token or (is_local(options.host) and not options.share)
     launch(
         Page(studio, note, own_token),

@@ -43,12 +43,14 @@ from .rewards.wish import MET, MOST_PAINTED
 from .run import Run, Update, back, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import Settings, settings_for
 from .store import load_run, pack, save_run, unpack
-from .zerogpu import lent
 
 MOST_BEGUN = 16  # beginnings in memory
 SHOWN = 3  # images on fixed noise after each update: this seed's, and two held-out ones
 MOST_UPDATES = 100  # of one run
 IN_MEMORY = 8  # runs
+
+Work = Callable[..., Generator[Progress, None, Any]]
+"""What the model works for, step by step."""
 
 
 class ModelThread:
@@ -105,18 +107,20 @@ class Studio:
 
     most_bytes: what the runs may take on disk together; those left alone longest go first.
     thread: the one that the model was opened on, where that matters; else one of its own.
-    usual: as `Tools` takes it.
+    usual: as `Tools` takes it. lend: gives what works on the model, from plain data to plain data,
+    another place to do so.
     """
 
     def __init__(
         self, model: DiffusionModel, segmenter: Segmenter, folder: Path, most_bytes: float = 5e9,
         thread: ModelThread | None = None, usual: Mapping[str, str] | None = None,
+        lend: Callable[[Work], Work] = lambda work: work,
     ) -> None:  # fmt: skip
         self.model, self.segmenter, self.folder = model, segmenter, Path(folder).resolve()
         self.tools = Tools(str(model.device), segmenter, usual)
         self.most_bytes, self.thread = most_bytes, thread or ModelThread()
-        self._begin = lent(functools.partial(begin, model))
-        self._updated, self._judged_picture = lent(self._update), lent(self._judge_picture)
+        self._begin = lend(functools.partial(begin, model))
+        self._updated, self._judged_picture = lend(self._update), lend(self._judge_picture)
         self._recent: OrderedDict[str, Run] = OrderedDict()
         self._begun: dict[Settings, Run] = {}
         self._lock = threading.Lock()

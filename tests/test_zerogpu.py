@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pxpo.zerogpu import LENT, lent
+from pxpo.ui.zerogpu import LENT, lent
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -95,14 +95,17 @@ from pxpo import Segmenter, finish
 from pxpo.errors import PxpoError
 from pxpo.models import StableDiffusion
 from pxpo.studio import Studio
-from pxpo import zerogpu
+from pxpo.ui import zerogpu
 
 here, eye = pathlib.Path(sys.argv[1]), sys.argv[2]
 assert zerogpu.LENT
 torch.set_num_threads(1)
-zero = Studio(StableDiffusion(random_pipeline(), "cpu", "toy"), Segmenter(eye), here / "zero")
-zerogpu.LENT = False
-plain = Studio(StableDiffusion(random_pipeline(), "cpu", "toy"), Segmenter(eye), here / "plain")
+
+def studio(name, **options):
+    model = StableDiffusion(random_pipeline(), "cpu", "toy")
+    return Studio(model, Segmenter(eye), here / name, **options)
+
+zero, plain = studio("zero", lend=zerogpu.lent), studio("plain")
 """
 
 

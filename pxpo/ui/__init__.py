@@ -4,14 +4,14 @@
 
 `page.py` lays it out and connects it, `events.py` does what its buttons promise, `canvas.py` is
 what a person paints on, `rewards.py` all that depends on the kind of reward, `api.py` the same
-verbs for programs, `parts.py` what these share.
+verbs for programs, `parts.py` what these share; `zerogpu.py` lends the studio's work a GPU.
 """
 
 import os
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")  # read as Gradio is imported
 
-from ..zerogpu import LENT
+from .zerogpu import LENT
 
 if LENT:
     import spaces  # noqa: F401  # before anything touches the GPU that is not there yet

@@ -13,8 +13,8 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from .errors import PxpoError
-from .progress import Progress
+from ..errors import PxpoError
+from ..progress import Progress
 
 Result = TypeVar("Result")
 
