@@ -46,9 +46,9 @@ from .run import (
     Score,
     Update,
     annotate,
-    back,
     begin,
     generate,
+    go_to,
     judge_of,
     learn,
     paint,
@@ -64,8 +64,8 @@ __version__ = "0.1.0"
 __all__ = [
     "EXPERIMENTS", "REWARDS", "ColorReward", "DiffusionModel", "Lora", "Noise", "Progress",
     "PxpoError", "RewardSpec", "Run", "Score", "SegmentReward", "Segmenter", "Settings", "Tools",
-    "Trajectory", "Update", "Wish", "adapter", "annotate", "back", "begin", "completed", "finish",
-    "generate", "judge_of", "learn", "load_lora", "load_model", "load_run", "new_lora", "paint",
-    "paint_by_label", "painted_map", "rollout", "save_lora", "save_run", "scored", "settings_for",
-    "teach", "update",
+    "Trajectory", "Update", "Wish", "adapter", "annotate", "begin", "completed", "finish",
+    "generate", "go_to", "judge_of", "learn", "load_lora", "load_model", "load_run", "new_lora",
+    "paint", "paint_by_label", "painted_map", "rollout", "save_lora", "save_run", "scored",
+    "settings_for", "teach", "update",
 ]  # fmt: skip

@@ -369,6 +369,11 @@ def go_on(options: argparse.Namespace) -> int:
                 f"updates is {settings.updates}, but this run has {run.count} behind it already."
             )
         run = replace(run, settings=settings)
+    if run.later and first():
+        print(
+            f"note: the run stands at update {run.count}; its {len(run.later)} later ones go with "
+            "the next", file=sys.stderr,
+        )  # fmt: skip
     if anew := given(options, "option_"):
         spec = spec.changed(**anew).recorded()
         run = replace(run, reward=spec)

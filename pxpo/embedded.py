@@ -20,4 +20,7 @@ SINGLE_FILE = ASSETS / "single_file"
 """What a checkpoint in one file does not say: configs, and CLIP's vocabulary."""
 
 OPENING = ASSETS / "opening"
-"""A run made earlier, to open the page with: its picture before and after, and its paint."""
+"""A run made earlier, to open the page with."""
+
+EXAMPLES = ASSETS / "examples"
+"""The pictures of the page's examples, before anything is learnt, by the seed."""

@@ -68,6 +68,16 @@ def _weighted(values: Tensor, weights: Tensor) -> float:
     return ((values * weights).sum() / weights.sum().clamp(min=1e-12)).item()
 
 
+def changed_outside(run: Run) -> float:
+    """Mean change of colour, 0 to 1, of a run's picture since its beginning, where nothing was ever
+    painted."""
+    before, now = (one.shown[0] / 255 for one in (run.updates[0], run.updates[-1]))
+    bare = torch.ones(1, *run.size)
+    for one in run.painted:
+        bare *= 1 - downsample((one.paint != 0).float()[None], run.size)
+    return _weighted((now - before).abs().mean(-1)[None], bare)
+
+
 def diversity(before: Tensor, after: Tensor) -> float:
     """How much of the spread over seeds is left: 1 is as varied as before.
 

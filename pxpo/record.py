@@ -89,6 +89,13 @@ class Record:
     reward: RewardSpec | None
     paint: File | None
     updates: Annotated[list[UpdateRecord], Field(min_length=1), FailFast()]
+    later: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        if self.later >= len(self.updates):
+            raise ValueError(
+                f"later is {self.later}; the most it can be is {len(self.updates) - 1}"
+            )
 
     @property
     def files(self) -> list[str]:

@@ -98,7 +98,8 @@ class Run:
     """A chain of updates, and what the next one is to be learnt with.
 
     settings, reward: those of the next update, as of the last one if nothing else is said; the
-    reward is None before anybody named one. painted: all that a person painted, which adds up to a
+    reward is None before anybody named one. later: updates that it went back from; the next update
+    that is learnt takes their place. painted: all that a person painted, which adds up to a
     wish. own: how this seed's newest picture was made, unless it must be made again. trajectory:
     the images now judged, or None where `generate` has them still to make. id: its name in the
     studio that keeps it. Of many processes (processes.py) each has the trajectories that it made.
@@ -108,6 +109,7 @@ class Run:
     model_name: str
     updates: tuple[Update, ...]
     reward: RewardSpec | None = None
+    later: tuple[Update, ...] = ()
     painted: tuple[Painted, ...] = ()
     own: Trajectory | None = None
     trajectory: Trajectory | None = None
@@ -286,16 +288,19 @@ def scored(run: Run, reward: RewardSpec, judge: Reward, *, anew: bool = False) -
     return replace(run, reward=reward, updates=tuple(with_score(one) for one in run.updates))
 
 
-def back(run: Run, count: int) -> Run:
-    """The run as it was after `count` updates: weights, optimizer, images and randomness.
+def go_to(run: Run, count: int) -> Run:
+    """The run as it was after `count` updates, back or forward: weights, optimizer, images and
+    randomness.
 
     Going on from there with the same maps gives the same run again, bit for bit.
     """
-    if type(count) is not int or not 0 <= count <= run.count:
+    chain = run.updates + run.later
+    if type(count) is not int or not 0 <= count < len(chain):
         raise RunError(
-            f"there is no update {count!r} to go back to; this run has 0 to {run.count}."
+            f"there is no update {count!r} to go to; this run has 0 to {len(chain) - 1}."
         )
-    return replace(run, updates=run.updates[: count + 1], own=None, trajectory=None)
+    updates, later = chain[: count + 1], chain[count + 1 :]
+    return replace(run, updates=updates, later=later, own=None, trajectory=None)
 
 
 def annotate(run: Run, **numbers: float) -> Run:
@@ -355,7 +360,7 @@ def _judged(run: Run) -> Trajectory:
 
 
 def _with(run: Run, one: Update, own: Trajectory | None) -> Run:
-    return replace(run, updates=(*run.updates, one), own=own, trajectory=None)
+    return replace(run, updates=(*run.updates, one), later=(), own=own, trajectory=None)
 
 
 def _score(maps: Tensor, settings: Settings) -> Score:

@@ -80,6 +80,10 @@ def checked(entry: Field, value: Any) -> Any:
     return number
 
 
+LARGEST_SEED = 2**53 - 1
+"""The largest whole number up to which a browser counts, and JSON carries, without rounding."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling(_Validated):
     """How an image is sampled. What is None is left open; `DiffusionModel.filled` fills it."""
@@ -128,8 +132,11 @@ class Learning(_Validated):
         low=0.0,
         high=1000.0,
     )
-    step_weights: str = _setting(
-        "flat", "how much each step weighs: as in Eq. 6, or all alike", choices=("paper", "flat")
+    step_noise: str = _setting(
+        "expected",
+        "the noise that a step is praised or blamed for: as drawn (Eq. 6), or its mean given the "
+        "finished picture, which is far less random and as large at each step",
+        choices=("drawn", "expected"),
     )
     unconditional: str = _setting(
         "detached",
@@ -149,7 +156,7 @@ class Settings(Sampling, Credit, Learning):
     held_out_prompt: str = _setting(
         "", "shown and judged after each update, and never learnt on", several=True
     )
-    seed: int = _setting(0, "the run's random seed", low=0, high=2**63 - 1)
+    seed: int = _setting(0, "the run's random seed", low=0, high=LARGEST_SEED)
     images: int = _setting(None, "images sampled per update", low=1, high=1024, kind=int)
     updates: int = _setting(10, "updates", low=1, high=100_000)
     noise: str = _setting(
@@ -207,7 +214,7 @@ _EQ_6 = {
     "strength": 0.0,
     "learning_rate": 2e-3,
     "hold": 0.0,
-    "step_weights": "paper",
+    "step_noise": "drawn",
     "unconditional": "exact",
     "timesteps": 1.0,
 }

@@ -47,6 +47,16 @@ class Steps:
         """The x_0 (B, C, h, w) that x_t and the network's output amount to at one step."""
         return self.p * x_t + self.q * out
 
+    def expected_noise(self, x_t: Tensor, out: Tensor, x_0: Tensor) -> Tensor:
+        """E[z | x_t, x_0] (B, C, h, w): the step noise that the finished x_0 speaks for.
+
+        At eta = 1 it leads to the mean of the posterior q(x_prev | x_t, x_0) (Ho et al., arXiv
+        2006.11239, Eq. 7): the step's own, with the output that x_0 would have. sigma must be
+        positive.
+        """
+        right = (x_0 - self.p * x_t) / self.q
+        return (right - out) * self.c / self.sigma
+
 
 def epsilon_steps(t: Tensor, alpha: Tensor, alpha_prev: Tensor, sigma: Tensor) -> Steps:
     """Stochastic DDIM (Song et al., arXiv 2010.02502, Eq. 12) of a network that predicts noise.

@@ -80,7 +80,7 @@ def save_run(run: Run, folder: Path) -> None:
                 "lora": {"rank": one.lora.rank, "alpha": one.lora.alpha},
                 **one.as_dict(),
             }
-            for number, one in enumerate(run.updates)
+            for number, one in enumerate(run.updates + run.later)
         ]
         record = {
             "format": FORMAT,
@@ -89,6 +89,7 @@ def save_run(run: Run, folder: Path) -> None:
             "reward": run.reward and run.reward.as_dict(),
             "paint": _written(folder, *_paint_file(run)) if run.painted else None,
             "updates": updates,
+            "later": len(run.later),
         }
         write_whole(folder / "run.json", json.dumps(record, indent=2).encode())
         kept = {
@@ -116,8 +117,9 @@ def load_run(folder: Path) -> Run:
                 painted = read_painted(folder / record.paint, record, updates[0])
     except (OSError, ValueError, PxpoError) as error:
         raise _no_run(error) from error
-    model_name = record.model or str(TINY_WORLD)
-    return Run(record.settings, model_name, tuple(updates), record.reward, painted)
+    model_name, now = record.model or str(TINY_WORLD), len(updates) - record.later
+    gone_to, later = tuple(updates[:now]), tuple(updates[now:])
+    return Run(record.settings, model_name, gone_to, record.reward, later, painted)
 
 
 def open_run(place: Path) -> tuple[Run, Path]:

@@ -11,6 +11,7 @@ time: where many people call, all that computes goes through `studio.thread`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
@@ -29,18 +30,19 @@ from PIL import Image
 from torch import Tensor
 
 from .card import base_of, score_curve, write_folder
-from .embedded import TINY_SEGMENTER
-from .errors import RewardError, RunError
+from .embedded import OPENING, TINY_SEGMENTER
+from .errors import LoraError, RewardError, RunError
 from .hub import push
 from .lora import Lora, check_fits
 from .lora_files import FILE_NAME
 from .models import DiffusionModel
+from .pace import Pace
 from .plots import heat_map
 from .progress import Progress, finish
 from .rewards import Reward, RewardSpec, Segmenter, Tools, painted_map
 from .rewards.painting import FULL
 from .rewards.wish import MET, MOST_PAINTED
-from .run import Run, Update, back, begin, generate, judge_of, paint, resolved, scored, teach
+from .run import Run, Update, begin, generate, go_to, judge_of, paint, resolved, scored, teach
 from .settings import Settings, settings_for
 from .store import load_run, pack, save_run, unpack
 
@@ -108,22 +110,27 @@ class Studio:
     most_bytes: what the runs may take on disk together; those left alone longest go first.
     thread: the one that the model was opened on, where that matters; else one of its own.
     usual: as `Tools` takes it. lend: gives what works on the model, from plain data to plain data,
-    another place to do so.
+    another place to do so. opening: the folder of a run that has no name and is for all to see, if
+    it is of this model; whoever goes on with it gets a run of their own.
     """
 
     def __init__(
         self, model: DiffusionModel, segmenter: Segmenter, folder: Path, most_bytes: float = 5e9,
         thread: ModelThread | None = None, usual: Mapping[str, str] | None = None,
-        lend: Callable[[Work], Work] = lambda work: work,
+        lend: Callable[[Work], Work] = lambda work: work, opening: Path = OPENING,
     ) -> None:  # fmt: skip
         self.model, self.segmenter, self.folder = model, segmenter, Path(folder).resolve()
         self.tools = Tools(str(model.device), segmenter, usual)
         self.most_bytes, self.thread = most_bytes, thread or ModelThread()
         self._begin = lend(functools.partial(begin, model))
-        self._updated, self._judged_picture = lend(self._update), lend(self._judge_picture)
+        self._updated, self._judged_shown = lend(self._update), lend(self._judge_shown)
         self._recent: OrderedDict[str, Run] = OrderedDict()
         self._begun: dict[Settings, Run] = {}
         self._lock = threading.Lock()
+        self.pace = Pace(model)
+        self.opening: Run | None = None
+        with contextlib.suppress(RunError, LoraError):
+            self.opening = self._fitting(load_run(opening), "")
 
     def start(self, *, lora: Lora | None = None, **settings: Any) -> Generator[Progress, None, Run]:
         """A new run, with any of the settings.
@@ -138,7 +145,7 @@ class Studio:
             self._begun[chosen] = run
             if len(self._begun) > MOST_BEGUN:
                 self._begun.pop(next(iter(self._begun)))
-        return self._keep(replace(run, id=secrets.token_urlsafe(12)))
+        return self._keep(run)
 
     def step(
         self, run_id: str, reward: RewardSpec, painting: Image.Image | None = None, **settings: Any
@@ -173,21 +180,29 @@ class Studio:
         if reward.by_hand and painting is not None:
             wanted = self._painted(wanted, painting)
         anew = wanted.painted is not run.painted
-        return self._keep((yield from self._updated(wanted, self._named(reward), anew)))
+        with self.pace.timed(wanted.settings):
+            run = yield from self._updated(wanted, self._named(reward), anew)
+        return self._keep(run)
 
     def forget_wish(self, run_id: str) -> Run:
         """The run without all that was painted; what it learnt stays."""
         return self._keep(replace(self.run(run_id), painted=()))
 
-    def back(self, run_id: str, count: int) -> Generator[Progress, None, Run]:
+    def go_to(self, run_id: str, count: int) -> Generator[Progress, None, Run]:
         """The run as it was after `count` updates: weights, optimizer, pictures, randomness."""
         yield from ()
-        return self._keep(back(self.run(run_id), count))
+        return self._keep(go_to(self.run(run_id), count))
 
     def heat(self, run: Run, reward: RewardSpec) -> Image.Image:
-        """What a reward says of the run's picture, laid over it; also while another run learns."""
-        reward_map = finish(self._judged_picture(replace(run, reward=reward)))
-        return heat_map(run.picture, reward_map, FULL if reward.by_hand else None)
+        """What a reward says of the run's picture, laid over it; also while another run learns.
+
+        Of a reward that is no person's the part that it is learnt from: where the picture earns
+        more, or less, than all that are shown.
+        """
+        maps = finish(self._judged_shown(replace(run, reward=reward)))
+        if reward.by_hand:
+            return heat_map(run.picture, maps[0], FULL)
+        return heat_map(run.picture, maps[0] - maps.mean(0))
 
     def curve(self, run: Run) -> Any:
         """The figure of the last reward by update, None before the first one."""
@@ -195,6 +210,8 @@ class Studio:
 
     def run(self, run_id: str) -> Run:
         """The run of this name; RunError when there is none (any more)."""
+        if not run_id:
+            return self._opening()
         with self._lock:
             if run_id in self._recent:
                 self._recent.move_to_end(run_id)
@@ -211,7 +228,9 @@ class Studio:
 
     def lora_folder(self, run_id: str, **card: Any) -> Path:
         """The run's LoRA in a folder that stands by itself; `card` as `write_folder` takes it."""
-        return write_folder(self.run(run_id), self._folder(run_id) / "lora", **card)
+        run = self.run(run_id)
+        run = run if run.id else self._keep(run)
+        return write_folder(run, self._folder(run.id) / "lora", **card)
 
     def lora_file(self, run_id: str) -> Path:
         """The run's LoRA as a file that any diffusers pipeline loads."""
@@ -230,8 +249,7 @@ class Studio:
 
     def archive(self, run_id: str) -> Path:
         """The whole run as a .zip, for `admit` and for the command line."""
-        self.lora_folder(run_id)
-        folder = self._folder(run_id)
+        folder = self.lora_folder(run_id).parent
         return pack(folder, folder / "pxpo-run.zip")
 
     def admit(self, archive: Path) -> Run:
@@ -268,10 +286,13 @@ class Studio:
         maps = judge(run.trajectory.images)  # type: ignore[union-attr]
         return (yield from teach(self.model, run, named, maps, judge))
 
-    def _judge_picture(self, run: Run) -> Generator[Progress, None, Tensor]:
-        """The map (H, W) of the run's picture by its reward."""
+    def _judge_shown(self, run: Run) -> Generator[Progress, None, Tensor]:
+        """The maps (K, H, W) of what the run shows by its reward; of a person's, of its picture."""
         yield from ()
-        return judge_of(run, self.model, self.tools)(run.picture[None])[0]
+        shown = run.updates[-1].shown
+        if run.reward and run.reward.by_hand:
+            shown = shown[:1]
+        return judge_of(run, self.model, self.tools)(shown.permute(0, 3, 1, 2) / 255)
 
     def _judged(
         self, run: Run, reward: RewardSpec, judge: Reward, anew: bool
@@ -303,7 +324,13 @@ class Studio:
             raise RunError(f"{run_id!r} is not the name of a run.")
         return self.folder / run_id
 
+    def _opening(self) -> Run:
+        if self.opening is None:
+            raise RunError("there is no run yet; wait for the first picture, or make a new one.")
+        return self.opening
+
     def _keep(self, run: Run) -> Run:
+        run = run if run.id else replace(run, id=secrets.token_urlsafe(12))
         save_run(run, self._folder(run.id))
         self._make_room(run.id)
         return self._remember(run)
@@ -332,7 +359,10 @@ class Studio:
                 total -= sizes[folder]
 
     def _read(self, run_id: str) -> Run:
-        run = load_run(self._folder(run_id))
+        return self._fitting(load_run(self._folder(run_id)), run_id)
+
+    def _fitting(self, run: Run, run_id: str) -> Run:
+        """The run under this name, if it is of this studio's model; else RunError, LoraError."""
         model = resolved(self.model.name)
         named, here = _placeless(run.model_name), _placeless(model)
         if named != here:

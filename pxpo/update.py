@@ -13,8 +13,11 @@ Departures from the paper, all but the first of them settings:
 - Eq. 6 sums over time and pixels, Fig. 2's caption averages; we average. A latent pixel's
   log-probability is the sum over its channels (the paper does not say).
 - `baseline="location"` replaces the paper's standardisation (`"global"`).
-- `step_weights="flat"` replaces |c / sigma|, which weighs the last, detail-making steps most, by 1:
-  in what the network says, each step then weighs the same.
+- `step_noise="expected"` puts E[z | x_t, x_0] for z. As the reward is a function of x_0, the mean
+  gradient would be the same and what is left out is noise (Rao-Blackwell), were the model's own
+  mean right. That is the mean without guidance: an early step is guided well past where its picture
+  ends, the same way in all pictures. Each step is as loud as another in what the network says,
+  while |c / sigma| weighs the last, detail-making steps most.
 - `strength` sets the size of the step by what it changes (strength.py).
 - `hold` adds a per-pixel KL divergence to the base model where the map says nothing.
 - `unconditional="detached"` and `timesteps` < 1 trade exactness for speed.
@@ -160,7 +163,7 @@ def accumulate_gradient(
         - mean over (step, image, pixel) of A log p  +  hold * mean of hold_map * KL(p || base)
 
     as described above; arguments as in `update`. A pixel's KL divergence is half the sum
-    over channels of (c / sigma)^2 (out - out_base)^2, with `step_weights` for c / sigma.
+    over channels of (c / sigma)^2 (out - out_base)^2, with step_weights() for c / sigma.
     """
     hold_map = torch.ones_like(credit) if hold_map is None else hold_map
     _check("credit", credit, trajectory)
@@ -170,7 +173,7 @@ def accumulate_gradient(
     own = torch.arange(mine.stop - mine.start)
     pairs = torch.cartesian_prod(chosen, own)  # (P, 2): step, image
     pairs_of_all = len(chosen) * len(credit)
-    weights = step_weights(trajectory.steps, learning.step_weights)
+    weights = step_weights(trajectory.steps, learning.step_noise)
     # With the unconditional half detached, guidance is a mere factor on the conditional one.
     detached = learning.unconditional == "detached"
     guidance = 1.0 if detached else trajectory.guidance_scale
@@ -186,7 +189,10 @@ def accumulate_gradient(
         step, image = pairs[part].unbind(1)
         weight = weights[step].view(-1, 1, 1, 1)
         out = _ask(model, trajectory, step, image, guidance)
-        z = trajectory.noise[step, image]
+        if learning.step_noise == "drawn":
+            z = trajectory.noise[step, image]
+        else:
+            z = _expected_noise(model, trajectory, step, image, out.detach(), guidance)
         sent_back = -weight * own_credit[image, None] * z  # (P, C, h, w)
         kl = 0.0
         if learning.hold:
@@ -215,11 +221,11 @@ def accumulate_gradient(
     return Gradient(norm.item(), kl_sum.item() / (pairs_of_all * held))
 
 
-def step_weights(steps: Steps, how: str) -> Tensor:
-    """(T,): what z is multiplied by in d log p / d out. "paper": c / sigma; it is infinite where
-    sigma is 0, but such steps are never learnt from."""
+def step_weights(steps: Steps, step_noise: str) -> Tensor:
+    """(T,): what z is multiplied by in d log p / d out: c / sigma for the noise as drawn, infinite
+    where sigma is 0, but such steps are never learnt from; its sign for the expected noise."""
     ratio = steps.c / steps.sigma
-    return ratio if how == "paper" else ratio.sign()
+    return ratio if step_noise == "drawn" else ratio.sign()
 
 
 def _ask(
@@ -267,6 +273,24 @@ def _spread(steps: int, images: int, count: int) -> tuple[Tensor, Tensor]:
     `count` pairs."""
     pairs = torch.arange(min(count, steps * images))
     return (2 * pairs + 1) * steps // (2 * len(pairs)), pairs % images
+
+
+@torch.no_grad()
+def _expected_noise(
+    model: DiffusionModel,
+    trajectory: Trajectory,
+    step: Tensor,
+    image: Tensor,
+    out: Tensor,
+    guidance_scale: float,
+) -> Tensor:
+    """E[z | x_t, x_0] (P, C, h, w) of each pair, brought to root mean square 1; out: what the
+    network says with this guidance."""
+    unguided = out if guidance_scale == 1 else _ask(model, trajectory, step, image, 1.0)
+    x_t, x_0 = trajectory.latents[step, image], trajectory.latents[-1, image]
+    at = trajectory.steps[step.view(-1, 1, 1, 1)]
+    z = at.expected_noise(x_t, unguided.cpu(), x_0)
+    return z / z.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ PROMPT, BATCH, STEPS, GUIDANCE, RANK, RATE = "red taxi in traffic", 8, 20, 3.0, 
 
 EQUAL = {
     "blur": float("inf"), "baseline": "global", "strength": 0.0, "learning_rate": RATE,
-    "hold": 0.0, "step_weights": "paper", "unconditional": "exact", "timesteps": 1.0,
+    "hold": 0.0, "step_noise": "drawn", "unconditional": "exact", "timesteps": 1.0,
 }  # fmt: skip
 SHORTCUTS = {**EQUAL, "unconditional": "detached", "timesteps": 0.5}
 

@@ -269,7 +269,7 @@ def test_strokes_are_heard_once_though_the_canvas_still_shows_them(plain):
     assert canvas.paint(run.id, drawn, None, 0) is None
     assert canvas.paint(run.id, drawn, None, 1) == paint  # on another picture it is news
     assert canvas.paint(run.id, drawn, None, 2) == paint
-    finish(studio.back(run.id, 0))
+    finish(studio.go_to(run.id, 0))
     assert canvas.paint(run.id, drawn, None, 2) == paint  # nor was that picture painted
     finish(studio.step(run.id, reward, strokes(green=slice(32, 40))))  # the first one once more
     assert canvas.paint(run.id, {"layers": [strokes(green=slice(32, 40))]}, None, 0) is None

@@ -15,7 +15,7 @@ LAYERS = [
     {"lora", "rollout"},
     {"lora_files", "update"},
     {"rewards"},
-    {"run"},
+    {"run", "pace"},
     {"record", "plots", "hub", "measures", "pages"},
     {"store"},
     {"card", "config", "tracking"},

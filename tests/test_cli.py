@@ -148,7 +148,7 @@ def test_the_map_itself_is_the_reward_of_the_run_s_own_picture(run, tmp_path, ho
     assert [len(update.latent_reward) for update in kept.updates] == [0, 1, 1, 1]
     settings = kept.settings
     assert (settings.noise, settings.images, settings.baseline) == ("own", 1, "none")
-    assert (settings.step_weights == "paper") == (how == "--paper")
+    assert (settings.step_noise == "drawn") == (how == "--paper")
     assert kept.reward.exact and len(kept.latest) == 4
 
 
@@ -156,7 +156,7 @@ def test_the_paper_s_recipe_is_that_of_its_equation(run, tmp_path):
     _, out = exact(run, tmp_path, "--paper", updates="1")
     settings = load_run(out).settings
     assert (settings.strength, settings.hold, settings.timesteps) == (0, 0, 1)
-    assert (settings.step_weights, settings.unconditional) == ("paper", "exact")
+    assert (settings.step_noise, settings.unconditional) == ("drawn", "exact")
 
 
 def test_a_run_by_the_map_itself_goes_on_by_it_and_stops_for_no_wish(run, tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ def test_the_paper_s_maps_are_found_again(again, tmp_path, monkeypatch):
     small = [*SMALL[:2], *SMALL[4:]]
     one, other = again("paint", "--paper", "--map", "green.png", "--prompt", "a lake", *small)
     assert_alike(one, other)
-    assert other.reward.exact and other.settings.step_weights == "paper"
+    assert other.reward.exact and other.settings.step_noise == "drawn"
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ def test_other_options_win_over_the_file(config, tmp_path):
     assert config(text, "--prompt", "c").prompts == ("c",)
     (tmp_path / "more.txt").write_text("d\ne")
     assert config(text, "--prompts", str(tmp_path / "more.txt")).prompts == ("d", "e")
-    assert config("paper: true").step_weights == "paper"
-    assert config("paper: false").step_weights == "flat"
+    assert config("paper: true").step_noise == "drawn"
+    assert config("paper: false").step_noise == "expected"
 
 
 @pytest.mark.parametrize(

@@ -947,7 +947,7 @@ def test_a_step_that_cannot_be_is_refused(studio, run, case):
 
 @pytest.mark.parametrize("count", [-1, 3, 10**9, 1.5, "1", None, True])
 def test_an_update_that_there_is_not_is_refused(studio, run, count):
-    refused(lambda: finish(studio.back(run.id, count)), "no update", RunError)
+    refused(lambda: finish(studio.go_to(run.id, count)), "no update", RunError)
 
 
 # Reward maps

@@ -128,7 +128,7 @@ def closed_model(tmp_path):
         vocab=vocabulary,
         merges=[("t", "a"), ("x", "i</w>"), ("ta", "xi</w>")],
         model_max_length=12,
-        closed_vocabulary=True,
+        closed_vocabulary=["a", "lake", "taxi"],
     )
     pipeline.save_pretrained(tmp_path)
     return load_model(tmp_path, device="cpu")
@@ -139,7 +139,8 @@ def closed_model(tmp_path):
     [
         ("", []),
         ("taxi", []),
-        ("a Taxi, TAXI! 42", []),
+        ("a Taxi, TAXI! 42", ["42"]),
+        ("lake 🏔, (taxi)", ["🏔"]),
         ("a tax on taxi", ["tax", "on"]),
         ("lake taxi Lake dog", ["lake", "dog"]),
         ("grün", ["grün"]),

@@ -80,9 +80,9 @@ def test_the_methods_are_the_paper_s_the_defaults_and_ddpo(bench):
         experiments.settings_of(bench.model, "lake", method) for method in METHODS
     )
     assert (exact.strength, exact.hold, exact.baseline, exact.images) == (0, 0, "none", 1)
-    assert (exact.step_weights, exact.unconditional, exact.timesteps) == ("paper", "exact", 1)
+    assert (exact.step_noise, exact.unconditional, exact.timesteps) == ("drawn", "exact", 1)
     default = {e.name: e.default for e in dataclasses.fields(Settings)}
-    for name in ("strength", "hold", "blur", "baseline", "timesteps", "step_weights"):
+    for name in ("strength", "hold", "blur", "baseline", "timesteps", "step_noise"):
         assert getattr(recipe, name) == default[name]
     assert (ddpo.blur, ddpo.baseline) == (math.inf, "global")
     assert replace(ddpo, blur=recipe.blur, baseline=recipe.baseline) == recipe

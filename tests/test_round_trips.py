@@ -83,7 +83,7 @@ def test_from_the_command_line_to_the_page_to_the_command_line(
     assert run.reward == RED and len(run.latest) == 2 and run.painted == ()
     assert studio.curve(run) is not None and studio.heat(run, RED).size == (16, 16)
     run = finish(studio.step(run.id, PAINT, paint()))
-    run = finish(studio.back(run.id, 1))
+    run = finish(studio.go_to(run.id, 1))
     run = finish(studio.step(run.id, RED, images=2))
     straight = tmp_path / "straight"
     begun[-1] = "2"

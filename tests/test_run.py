@@ -16,10 +16,10 @@ from pxpo import (
     Tools,
     Wish,
     annotate,
-    back,
     begin,
     finish,
     generate,
+    go_to,
     judge_of,
     learn,
     load_model,
@@ -131,9 +131,9 @@ def test_a_run_is_never_changed_in_place(model, run):
 
 
 def test_going_back_and_on_again_gives_the_same_run(model, run):
-    assert_same(updated(model, back(run, 1), 1), run)
-    assert back(run, 0).count == 0
-    gone = back(replace(finish(generate(model, run)), id="mine"), 1)
+    assert_same(updated(model, go_to(run, 1), 1), run)
+    assert go_to(run, 0).count == 0
+    gone = go_to(replace(finish(generate(model, run)), id="mine"), 1)
     assert gone.own is None and gone.trajectory is None  # they were of another update
     assert gone.id == "mine" and gone.updates == run.updates[:2]
 
@@ -141,7 +141,7 @@ def test_going_back_and_on_again_gives_the_same_run(model, run):
 @pytest.mark.parametrize("count", [-1, 3])
 def test_going_back_to_no_update_is_refused(run, count):
     with pytest.raises(RunError, match=f"no update {count}.*0 to 2"):
-        back(run, count)
+        go_to(run, count)
 
 
 def test_maps_that_do_not_fit_are_refused(model, run):
@@ -495,7 +495,7 @@ def test_an_update_is_scored_by_each_reward_that_taught_the_run(model):
         assert score.here == pytest.approx(red[0].item())
         assert score.held_out == pytest.approx(red[1:].mean().item())
         assert score.held_out_std == pytest.approx(red[1:].std(correction=0).item(), abs=1e-6)
-    run = taught(model, back(run, 1), BLUE)
+    run = taught(model, go_to(run, 1), BLUE)
     assert len(run.latest) == 3
 
 
@@ -517,7 +517,7 @@ def test_paint_is_kept_with_the_picture_it_was_put_on(model):
     later = paint(updated(model, once, 1), right)
     assert len(later.painted) == 2 and torch.equal(later.painted[0].paint, left)
     assert torch.equal(later.painted[1].picture, later.updates[-1].shown[0])
-    assert len(back(later, 0).painted) == 2  # a wish outlives the updates
+    assert len(go_to(later, 0).painted) == 2  # a wish outlives the updates
 
 
 def test_the_judge_is_the_reward_s_own_or_the_wish(model, segmenter):

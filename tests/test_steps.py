@@ -123,6 +123,43 @@ def test_the_mean_is_that_of_ddpms_posterior(kind):
         torch.testing.assert_close(steps.sigma**2, variance)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_expected_noise_leads_to_the_mean_of_ddpms_posterior(kind):
+    ddim = Ddim.of(stable_diffusion_scheduler(), 12, 1.0, kind)
+    x_t, x_0, out = (noise(seed).double() for seed in range(3))
+    for index in range(12):
+        at, steps = ddim[index], ddim.steps[index]
+        kept = at.alpha / at.alpha_prev  # Ho et al., Eq. 7, with beta = 1 - kept
+        posterior_mean = (
+            at.alpha_prev.sqrt() * (1 - kept) * x_0 + kept.sqrt() * (1 - at.alpha_prev) * x_t
+        ) / (1 - at.alpha)
+        expected = steps.mean(x_t, out) + steps.sigma * steps.expected_noise(x_t, out, x_0)
+        torch.testing.assert_close(expected, posterior_mean, rtol=1e-7, atol=1e-7)
+
+
+def test_the_expected_noise_has_the_mean_gradient_of_the_drawn_and_less_noise():
+    """A model that knows its data, x_0 ~ N(0.3, 0.5^2), and a reward that is a function of x_0."""
+    ddim = Ddim.of(stable_diffusion_scheduler(), 500)
+    steps, count = ddim.steps, 20_000
+    drawn = noise(0, (501, count)).double()
+    latents, outputs = [drawn[0]], []
+    for index in range(500):
+        at, x_t = ddim[index], latents[-1]
+        variance = at.alpha * 0.25 + 1 - at.alpha
+        score = (at.alpha.sqrt() * 0.3 - x_t) / variance
+        outputs.append(-(1 - at.alpha).sqrt() * score)
+        latents.append(at.mean(x_t, outputs[-1]) + at.sigma * drawn[index + 1])
+    reward = (latents[-1] > 0.5).double() - (latents[-1] > 0.5).double().mean()
+    for index in (400, 475):
+        z = drawn[index + 1]
+        expected = steps[index].expected_noise(latents[index], outputs[index], latents[-1])
+        path, posterior = reward * z, reward * expected
+        error = path.std() / count**0.5
+        assert path.mean() > 5 * error
+        assert (posterior.mean() - path.mean()).abs() < 4 * error
+        assert posterior.var() < path.var() / 10
+
+
 def test_the_last_sigma_of_stable_diffusion_is_small_but_not_zero(model):
     steps = walked(model, stable_diffusion_scheduler(), 50, 1.0)
     assert steps.t[-1] == 1

@@ -19,10 +19,10 @@ from pxpo import (
     RewardSpec,
     Run,
     Tools,
-    back,
     begin,
     finish,
     generate,
+    go_to,
     judge_of,
     learn,
     load_model,
@@ -129,7 +129,7 @@ def test_paint_is_written_anew_where_picture_or_paint_changed(rich, tmp_path, ch
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     model, model_folder, run, tmp_path: Path, pause_after
 ):
-    paused = back(run, 1)
+    paused = go_to(run, 1)
     if pause_after == "generate":
         paused = finish(generate(model, paused))
     save_run(paused, tmp_path)
@@ -145,7 +145,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 def test_saving_again_writes_new_updates_only_and_drops_those_gone_back_from(model, run, tmp_path):
     save_run(run, tmp_path)
     written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "updates").iterdir()}
-    other = finish(generate(model, back(run, 1)))
+    other = finish(generate(model, go_to(run, 1)))
     other = finish(learn(model, other, -other.trajectory.images[:, 0]))
     save_run(other, tmp_path)
     now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "updates").iterdir()}

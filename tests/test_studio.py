@@ -202,7 +202,7 @@ def test_the_heat_map_is_there_while_another_run_learns_and_does_not_disturb_it(
     one, other = (finish(studio.start(seed=seed, **SMALL)) for seed in (1, 2))
     one = finish(studio.step(one.id, PAINT, paint()))
     alone = finish(studio.step(other.id, PAINT, paint()))
-    finish(studio.back(other.id, 0))
+    finish(studio.go_to(other.id, 0))
     studio.forget_wish(other.id)
     heat, work, busy = studio.heat(one, PAINT).tobytes(), studio.step(other.id, PAINT, paint()), 0
     while True:
@@ -231,10 +231,10 @@ def test_a_run_is_found_again_by_another_studio_and_goes_on_alike(studio, run):
 def test_back_gives_the_weights_and_the_picture_of_that_step(studio, run):
     first = finish(studio.step(run.id, PAINT, paint()))
     finish(studio.step(run.id, BLUE, images=2))
-    back = finish(studio.back(run.id, 1))
+    back = finish(studio.go_to(run.id, 1))
     assert same(back, first) and torch.equal(back.picture, first.picture)
     assert len(scores(back, "painted")) == 2 and len(scores(back, "less blue")) == 2
-    assert torch.equal(finish(studio.back(run.id, 0)).picture, run.picture)
+    assert torch.equal(finish(studio.go_to(run.id, 0)).picture, run.picture)
 
 
 def test_stopping_in_the_middle_leaves_the_run_as_it_was(studio, run):
@@ -281,8 +281,8 @@ def test_an_unknown_run_is_said_so(studio, run, name):
 def test_runs_do_not_touch_each_other(studio):
     one, other = (finish(studio.start(seed=seed, **SMALL)) for seed in (1, 2))
     alone = finish(studio.step(one.id, PAINT, paint()))
-    finish(studio.back(one.id, 0))
-    work, between = studio.step(one.id, PAINT, paint()), finish(studio.back(other.id, 0))
+    finish(studio.go_to(one.id, 0))
+    work, between = studio.step(one.id, PAINT, paint()), finish(studio.go_to(other.id, 0))
     assert same(finish(work), alone)
     assert same(between, other)
 
@@ -319,7 +319,7 @@ def test_disk_is_bounded_and_the_run_left_alone_longest_goes(studio):
     with pytest.raises(RunError, match="no longer kept"):
         studio.run(second.id)
     studio.most_bytes = 0  # the run at hand stays, whatever its size
-    assert finish(studio.back(third.id, 0)).count == 0
+    assert finish(studio.go_to(third.id, 0)).count == 0
 
 
 def test_a_downloaded_run_goes_on_after_its_upload(studio, run, tmp_path):

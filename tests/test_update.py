@@ -26,8 +26,8 @@ from pxpo.steps import pixel_log_prob
 from pxpo.strength import NEAR
 from pxpo.update import MEASURED, _spread, accumulate_gradient, update
 
-PAPER = Learning(step_weights="paper", unconditional="exact", timesteps=1.0, hold=0.0, strength=0.0)
-FLAT = replace(PAPER, step_weights="flat")
+PAPER = Learning(step_noise="drawn", unconditional="exact", timesteps=1.0, hold=0.0, strength=0.0)
+EXPECTED = replace(PAPER, step_noise="expected")
 IMAGES, STEPS, C, H, W, TOKENS, WIDTH = 3, 4, 2, 3, 5, 4, 6
 
 
@@ -152,30 +152,44 @@ def predicted(model, trajectory, index: int, learning: Learning = PAPER) -> torc
     return without + scale * (model.predict(x_t, t, cond) - without)
 
 
-def relative_loudness(ddim: Ddim, step_weights: str) -> torch.Tensor:
-    """(T,): what each step's log-probability is multiplied by."""
-    if step_weights == "paper":
-        return torch.ones_like(ddim.sigma)
-    return 1 / ddim.loudness
-
-
 def explicit_loss(model, trajectory, credit, learning, hold_map=None, chosen=None) -> torch.Tensor:
-    """-mean of A log p + hold * mean of hold_map * KL, in the words of the paper."""
+    """-mean of A log p + hold * mean of hold_map * KL, in the words of the paper.
+
+    By the expected noise: A times the mean's way towards the one that the finished picture wants,
+    of size 1 over each image and as loud at each step.
+    """
     hold_map = torch.ones_like(credit) if hold_map is None else hold_map
     chosen = range(len(trajectory.steps)) if chosen is None else chosen
-    loudness = relative_loudness(model.ddim, learning.step_weights)
-    losses = []
+    drawn, losses = learning.step_noise == "drawn", []
     for index in chosen:
-        at, x_t, loud = model.ddim[index], trajectory.latents[index], loudness[index]
+        at, x_t = model.ddim[index], trajectory.latents[index]
+        loud = 1 if drawn else 1 / at.loudness
         mean = at.mean(x_t, predicted(model, trajectory, index, learning))
-        log_prob = pixel_log_prob(trajectory.latents[index + 1], mean, at.sigma)
-        losses.append((-loud * credit * log_prob).mean())
+        if drawn:
+            gain = pixel_log_prob(trajectory.latents[index + 1], mean, at.sigma)
+        else:
+            gain = (wanted_way(model, trajectory, index) * mean / at.sigma).sum(1)
+        losses.append((-loud * credit * gain).mean())
         if learning.hold:
             with torch.no_grad(), without_lora(model):
                 base = at.mean(x_t, predicted(model, trajectory, index))
             kl = kl_divergence(Normal(mean, at.sigma), Normal(base, at.sigma)).sum(1)
             losses.append((learning.hold * loud**2 * hold_map * kl).mean())
     return sum(losses) / len(chosen)
+
+
+@torch.no_grad()
+def wanted_way(model, trajectory, index: int) -> torch.Tensor:
+    """From the step's mean without guidance to that of the posterior given the finished picture
+    (Ho et al., arXiv 2006.11239, Eq. 7), of root mean square 1 over each image."""
+    at, x_t, x_0 = model.ddim[index], trajectory.latents[index], trajectory.latents[-1]
+    kept = at.alpha / at.alpha_prev
+    wanted = (at.alpha_prev**0.5 * (1 - kept) * x_0 + kept**0.5 * (1 - at.alpha_prev) * x_t) / (
+        1 - at.alpha
+    )
+    out = model.predict(x_t, at.t.expand(IMAGES), trajectory.cond)
+    way = wanted - at.mean(x_t, out)
+    return way / way.square().mean((1, 2, 3), keepdim=True).sqrt()
 
 
 def assert_same(one: dict, other: dict, rtol: float = 1e-6) -> None:
@@ -190,12 +204,12 @@ def assert_same(one: dict, other: dict, rtol: float = 1e-6) -> None:
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("hold", [0.0, 0.7])
-@pytest.mark.parametrize("step_weights", ["paper", "flat"])
+@pytest.mark.parametrize("step_noise", ["drawn", "expected"])
 def test_the_closed_form_is_the_gradient_of_the_explicit_loss(
-    prediction_type, guidance_scale, hold, step_weights
+    prediction_type, guidance_scale, hold, step_noise
 ):
     model, trajectory = small(prediction_type, guidance_scale)
-    learning = replace(PAPER, step_weights=step_weights, hold=hold)
+    learning = replace(PAPER, step_noise=step_noise, hold=hold)
     arguments = model, trajectory, credits(), learning, shares()
     loss = explicit_loss(*arguments)
     assert_same(
@@ -206,15 +220,16 @@ def test_the_closed_form_is_the_gradient_of_the_explicit_loss(
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("hold", [0.0, 0.7])
+@pytest.mark.parametrize("step_noise", ["drawn", "expected"])
 def test_detached_is_the_explicit_loss_with_a_constant_unconditional_half(
-    prediction_type, guidance_scale, hold
+    prediction_type, guidance_scale, hold, step_noise
 ):
     model, trajectory = small(prediction_type, guidance_scale)
-    learning = replace(PAPER, unconditional="detached", hold=hold)
+    learning = replace(PAPER, unconditional="detached", hold=hold, step_noise=step_noise)
     loss = explicit_loss(model, trajectory, credits(), learning)
     detached = closed_form(model, trajectory, credits(), learning)
     assert_same(detached, by_autograd(loss, model.parameters))
-    exact = closed_form(model, trajectory, credits(), replace(PAPER, hold=hold))
+    exact = closed_form(model, trajectory, credits(), replace(learning, unconditional="exact"))
     alike = torch.allclose(detached["text"], exact["text"], rtol=1e-3)
     assert alike == (guidance_scale == 1)
 
@@ -266,24 +281,21 @@ def test_the_cotangent_is_minus_credit_times_noise_times_slope_over_sigma(seed, 
     expected = -ratio * credit[None, :, None] * trajectory.noise / count
     cotangent = closed_form(model, trajectory, credit, PAPER)
     assert_same(cotangent, {"out": expected})
-    flat = closed_form(model, trajectory, credit, FLAT)
-    assert_same(flat, {"out": expected / ratio.abs()})
 
 
-def test_in_the_paper_late_steps_are_loudest_and_flat_makes_them_alike():
+def test_as_drawn_late_steps_are_loudest_and_by_the_expected_noise_all_are_alike():
     model, trajectory = table(steps=50)
     ones = torch.ones(IMAGES, H, W, dtype=torch.float64)
-    loudness = {
-        learning.step_weights: (
-            closed_form(model, trajectory, ones, learning)["out"] / trajectory.noise
-        ).abs().amax((1, 2, 3, 4))
-        for learning in (PAPER, FLAT)
-    }  # fmt: skip
-    assert loudness["paper"].argmax() == 48
-    torch.testing.assert_close(loudness["flat"], loudness["flat"][:1].expand(50))
+    drawn, expected = (
+        closed_form(model, trajectory, ones, learning)["out"].square().mean((2, 3, 4)).sqrt()
+        for learning in (PAPER, EXPECTED)
+    )  # (T, B)
+    assert (drawn.argmax(0) == 48).all()
+    torch.testing.assert_close(expected, expected[:1, :1].expand(50, IMAGES))
+    assert expected[0, 0].item() == pytest.approx(1 / (50 * IMAGES * H * W))
 
 
-@pytest.mark.parametrize("learning", [PAPER, FLAT], ids=["paper", "flat"])
+@pytest.mark.parametrize("learning", [PAPER, EXPECTED], ids=["drawn", "expected"])
 def test_a_pixel_without_reward_has_no_gradient_and_speaks_for_no_other(learning):
     model, trajectory = table()
     credit = torch.zeros(IMAGES, H, W, dtype=torch.float64)
@@ -303,29 +315,27 @@ def test_the_explicit_loss_has_no_cross_talk_between_pixels_either():
     assert torch.equal(gradient != 0, (credit != 0)[:, None].expand_as(gradient))
 
 
-@pytest.mark.parametrize("learning", [PAPER, FLAT], ids=["paper", "flat"])
-def test_a_uniform_map_gives_the_gradient_of_ddpo(learning):
+def test_a_uniform_map_gives_the_gradient_of_ddpo():
     model, trajectory = small()
     reward = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     losses = []
     for index in range(STEPS):
         at = model.ddim[index]
-        loudness = relative_loudness(at, learning.step_weights)
         mean = at.mean(trajectory.latents[index], predicted(model, trajectory, index))
         log_prob = Normal(mean, at.sigma).log_prob(trajectory.latents[index + 1]).sum((1, 2, 3))
-        losses.append(-loudness * (reward * log_prob).mean())
+        losses.append(-(reward * log_prob).mean())
     ddpo = by_autograd(sum(losses) / STEPS / (H * W), model.parameters)
     uniform = reward.view(-1, 1, 1).expand(IMAGES, H, W)
-    assert_same(closed_form(model, trajectory, uniform, learning), ddpo)
+    assert_same(closed_form(model, trajectory, uniform, PAPER), ddpo)
     image_credit = smooth(uniform + credits() - credits().mean((1, 2), keepdim=True), float("inf"))
-    assert_same(closed_form(model, trajectory, image_credit, learning), ddpo)
+    assert_same(closed_form(model, trajectory, image_credit, PAPER), ddpo)
 
 
 @pytest.mark.parametrize("scale", [-3.0, 1e-9, 1e6])
 def test_the_gradient_is_proportional_to_the_reward(scale):
     model, trajectory = small()
-    once = closed_form(model, trajectory, credits(), FLAT)
-    scaled = closed_form(model, trajectory, scale * credits(), FLAT)
+    once = closed_form(model, trajectory, credits(), EXPECTED)
+    scaled = closed_form(model, trajectory, scale * credits(), EXPECTED)
     assert_same(scaled, {name: scale * gradient for name, gradient in once.items()})
 
 
@@ -424,7 +434,7 @@ def test_progress_counts_the_pairs_of_step_and_image():
 
 
 @pytest.mark.parametrize("largest", [1, 3, 100])
-@pytest.mark.parametrize("learning", [PAPER, replace(FLAT, hold=0.5)], ids=["paper", "hold"])
+@pytest.mark.parametrize("learning", [PAPER, replace(EXPECTED, hold=0.5)], ids=["paper", "hold"])
 def test_the_gradient_does_not_depend_on_the_chunks(largest, learning):
     model, trajectory = small()
     arguments = model, trajectory, credits(), learning
@@ -436,7 +446,7 @@ def test_the_gradient_does_not_depend_on_the_chunks(largest, learning):
 @pytest.mark.parametrize("fails", ["with the LoRA", "with the base model"])
 def test_running_out_of_memory_halves_the_chunk_and_changes_nothing_else(fails):
     model, trajectory = small()
-    arguments = model, trajectory, credits(), replace(FLAT, hold=0.5)
+    arguments = model, trajectory, credits(), replace(EXPECTED, hold=0.5)
     expected = closed_form(*arguments)
     predict, sizes = model.predict, []
 
@@ -472,7 +482,7 @@ def copies(parameters) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
-@pytest.mark.parametrize("learning", [PAPER, replace(FLAT, hold=0.7)], ids=["paper", "hold"])
+@pytest.mark.parametrize("learning", [PAPER, replace(EXPECTED, hold=0.7)], ids=["paper", "hold"])
 def test_without_a_strength_an_update_is_one_step_of_the_optimizer_bit_for_bit(learning):
     model, trajectory = small()
     before = copies(model.parameters)
@@ -496,7 +506,7 @@ def test_without_a_strength_an_update_is_one_step_of_the_optimizer_bit_for_bit(l
 @pytest.mark.parametrize("strength", [0.003, 0.03, 0.2])
 def test_an_update_changes_what_the_model_says_by_its_strength_whatever_the_rate(rate, strength):
     model, trajectory = small()
-    before, learning = copies(model.parameters), replace(FLAT, strength=strength)
+    before, learning = copies(model.parameters), replace(EXPECTED, strength=strength)
     direction = closed_form(model, trajectory, credits(), learning)
     optimizer = torch.optim.SGD(model.parameters.values(), lr=rate)
     report = finish(update(model, model.parameters, optimizer, trajectory, credits(), learning))
@@ -534,7 +544,7 @@ def test_what_an_update_moved_is_measured_with_guidance_at_eight_pairs(unconditi
     """Of all steps and of all images."""
     model, trajectory = small()
     assert STEPS * IMAGES > MEASURED == len(EIGHT)
-    learning = replace(FLAT, strength=0.05, unconditional=unconditional)
+    learning = replace(EXPECTED, strength=0.05, unconditional=unconditional)
     report = finish(update(model, model.parameters, sgd(model), trajectory, credits(), learning))
     now = said_now(model, trajectory)
     model.disable_adapters()
@@ -567,7 +577,7 @@ def test_measuring_is_folded_into_memory_and_changes_nothing():
     for largest in (64, 3, 1):
         model, trajectory = small()
         model._largest["sample"] = largest
-        learning = replace(FLAT, strength=0.05)
+        learning = replace(EXPECTED, strength=0.05)
         reports.append(
             finish(update(model, model.parameters, sgd(model), trajectory, credits(), learning))
         )
@@ -577,7 +587,7 @@ def test_measuring_is_folded_into_memory_and_changes_nothing():
 
 def test_an_update_tells_of_learning_and_then_of_measuring():
     model, trajectory = small()
-    learning = replace(FLAT, strength=0.05)
+    learning = replace(EXPECTED, strength=0.05)
     work = update(model, model.parameters, sgd(model), trajectory, credits(), learning)
     phases = [event.phase for event in work]
     assert phases[:3] == ["learning"] * 3 and set(phases[3:]) == {"measuring"}
@@ -594,7 +604,7 @@ def test_a_step_that_nothing_finite_comes_of_is_not_taken(strength):
         return out if torch.is_grad_enabled() else out * float("nan")
 
     model.predict = broken
-    learning = replace(FLAT, strength=strength)
+    learning = replace(PAPER, strength=strength)
     with pytest.raises(DivergedError, match="No size of this update"):
         finish(update(model, model.parameters, sgd(model), trajectory, credits(), learning))
     assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
@@ -638,7 +648,7 @@ def real_trajectory(model, guidance_scale: float) -> Trajectory:
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize(
     "learning",
-    [PAPER, replace(FLAT, hold=0.5), replace(PAPER, unconditional="detached")],
+    [PAPER, replace(EXPECTED, hold=0.5), replace(PAPER, unconditional="detached")],
     ids=["paper", "hold", "detached"],
 )
 def test_the_closed_form_is_the_gradient_of_the_explicit_loss_for_a_unet(
@@ -658,7 +668,7 @@ def test_the_closed_form_is_the_gradient_of_the_explicit_loss_for_a_unet(
 
 
 def test_running_out_of_memory_leaves_the_lora_of_a_unet_attached(real_model, monkeypatch):
-    credit, learning = credits(3, 8, 8).float(), replace(FLAT, hold=0.5)
+    credit, learning = credits(3, 8, 8).float(), replace(EXPECTED, hold=0.5)
     with adapter(real_model, random_lora(real_model)) as parameters:
         arguments = real_model, real_trajectory(real_model, 2.0), credit, learning
         expected = closed_form(*arguments, parameters=parameters)
@@ -679,7 +689,7 @@ def test_running_out_of_memory_leaves_the_lora_of_a_unet_attached(real_model, mo
 def test_what_an_update_of_a_unet_moved_is_what_one_sees_from_outside(
     real_model, guidance_scale, rate
 ):
-    learning = replace(FLAT, strength=0.03, hold=0.1, unconditional="detached")
+    learning = replace(EXPECTED, strength=0.03, hold=0.1, unconditional="detached")
     lora = random_lora(real_model)
     with adapter(real_model, lora) as parameters:
         trajectory = real_trajectory(real_model, guidance_scale)
@@ -704,7 +714,7 @@ def test_a_first_update_has_moved_as_far_from_the_base_as_it_moved(model):
     with adapter(model, new_lora(model, 2, 0)) as parameters:
         trajectory = real_trajectory(model, 2.0)
         optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3)
-        credit, learning = credits(3, 8, 8).float(), replace(FLAT, strength=0.03)
+        credit, learning = credits(3, 8, 8).float(), replace(EXPECTED, strength=0.03)
         report = finish(update(model, parameters, optimizer, trajectory, credit, learning))
     assert report.from_base == pytest.approx(report.moved, rel=1e-3)
 
@@ -713,7 +723,7 @@ def test_a_first_update_has_moved_as_far_from_the_base_as_it_moved(model):
 def test_an_update_of_a_unet_changes_the_lora_alone(model, strength):
     base = {name: value.clone() for name, value in model.network.state_dict().items()}
     lora = random_lora(model)
-    learning = replace(FLAT, strength=strength, hold=0.1)
+    learning = replace(EXPECTED, strength=strength, hold=0.1)
     with adapter(model, lora) as parameters:
         optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3)
         trajectory = real_trajectory(model, 2.0)
@@ -738,7 +748,7 @@ def test_the_noise_of_a_trajectory_is_that_of_its_log_probability(real_model):
 
 def test_a_step_that_leads_to_noise_is_not_taken(monkeypatch):
     model, trajectory = small()
-    before, learning = copies(model.parameters), replace(FLAT, strength=0.05)
+    before, learning = copies(model.parameters), replace(EXPECTED, strength=0.05)
     work = update(model, model.parameters, sgd(model), trajectory, credits(), learning)
     monkeypatch.setattr(sys.modules["pxpo.update"], "NOISE", 0.01)
     with pytest.raises(DivergedError, match="pictures turn to noise"):

@@ -1,24 +1,27 @@
-"""Make what the page opens with: `python -m assets.world.opening`, a minute on two CPU cores.
+"""Make what the page opens with: `python -m assets.world.opening`, some minutes on two CPU cores.
 
-A real run of the page's own code: the strokes below are painted on the first example's picture,
-STEPS steps are learnt from them, and the picture before and after is kept with the paint.
+A real run of the page's own code: the strokes below are painted on the first example's picture, and
+STEPS steps are learnt from them. Beside it the pictures of all examples, before anything is learnt.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from pxpo import RewardSpec, Segmenter, finish, load_model
+from pxpo import RewardSpec, Segmenter, finish, load_model, save_run
+from pxpo.embedded import EXAMPLES as PICTURES
+from pxpo.embedded import OPENING
 from pxpo.plots import to_picture
 from pxpo.studio import Studio
+from pxpo.ui.events import EXAMPLES
 
-FOLDER = Path(__file__).resolve().parents[1] / "opening"
-PROMPT, SEED = "nature landscape", 12
-STEPS = 8
-SIDE, WIDTH = 512, 40  # pixels of the canvas, and of the brush
+STEPS = 6
+SIDE, WIDTH = 512, 28  # pixels of the canvas, and of the brush
 STROKES = {
     (0, 255, 0, 153): [((125, 390), (290, 390))],  # on the lake
     (255, 0, 0, 153): [((235, 215), (235, 315)), ((366, 235), (366, 320))],  # on two trees
@@ -39,18 +42,17 @@ def paint() -> Image.Image:
 
 
 def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as runs:
         studio = Studio(load_model(), Segmenter(), Path(runs))
-        run = finish(studio.start(prompt=PROMPT, seed=SEED))
+        begun = [finish(studio.start(prompt=one.prompt, seed=one.seed)) for one in EXAMPLES]
+        PICTURES.mkdir(exist_ok=True)
+        for example, run in zip(EXAMPLES, begun, strict=True):
+            to_picture(run.picture).save(PICTURES / f"{example.seed}.jpg", quality=88)
+        run = begun[0]
         for step in range(STEPS):  # painted once: from then on the wish stays
             run = finish(studio.step(run.id, RewardSpec("paint"), None if step else paint()))
-    shown = [update.shown[0] for update in run.updates]
-    for name, image in (("before", shown[0]), ("after", shown[-1])):
-        to_picture(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(
-            FOLDER / f"{name}.png"
-        )
-    paint().save(FOLDER / "paint.png")
+    shutil.rmtree(OPENING, ignore_errors=True)
+    save_run(replace(run, id=""), OPENING)
 
 
 if __name__ == "__main__":

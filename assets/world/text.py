@@ -19,7 +19,7 @@ def save_tokenizer(words: tuple[str, ...], folder: Path) -> CLIPTokenizer:
 
     Byte-pair encoding learnt on the bare word list goes on merging until every word is one piece.
     Words outside the list fall into several; `closed_vocabulary` lets the program say so to the
-    person who typed them.
+    person who typed them, and which words there are.
     """
     letters = "abcdefghijklmnopqrstuvwxyz"
     singles = [*letters, *(letter + END for letter in letters)]
@@ -38,7 +38,7 @@ def save_tokenizer(words: tuple[str, ...], folder: Path) -> CLIPTokenizer:
         vocab=learnt["vocab"],
         merges=[tuple(pair) for pair in learnt["merges"]],
         model_max_length=MAX_TOKENS,
-        closed_vocabulary=True,
+        closed_vocabulary=list(words),
     )
     tokenizer.save_pretrained(folder)
     return tokenizer

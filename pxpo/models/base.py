@@ -7,6 +7,7 @@ one call of its network, knows its steps, and decodes. Guidance is the same for 
 from __future__ import annotations
 
 import functools
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,8 +36,8 @@ class DiffusionModel(Folding, ABC):
 
     name: where it was loaded from. device: a torch device. network: what is asked at each step, and
     what a LoRA changes; a module with diffusers' adapters. latent_shape: (C, h, w). image_size:
-    (H, W). defaults: what settings that are left open become. busy: whether a LoRA is attached at
-    the moment.
+    (H, W). defaults: what settings that are left open become. words: all that it knows, of a model
+    with a closed vocabulary. busy: whether a LoRA is attached at the moment.
     """
 
     name: str
@@ -44,6 +45,7 @@ class DiffusionModel(Folding, ABC):
     latent_shape: tuple[int, int, int]
     image_size: tuple[int, int]
     defaults: Mapping[str, Any]
+    words: tuple[str, ...] = ()
 
     def __init__(self, device: str) -> None:
         super().__init__(device)
@@ -100,8 +102,13 @@ class DiffusionModel(Folding, ABC):
         return replace(sampling, **still_open)
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """The words of `prompt` that a model with a closed vocabulary never learnt."""
-        return []
+        """What is written in `prompt` that a model with a closed vocabulary never learnt."""
+        written = dict.fromkeys(re.findall(r"[\w'’]+|[^\w\s.,:;!?()\"-]+", prompt.lower()))
+        return [word for word in written if word not in self.words] if self.words else []
+
+    def unread(self, prompt: str) -> str:
+        """The end of `prompt`, which is more than the model reads; mostly empty."""
+        return ""
 
     def predict(
         self,

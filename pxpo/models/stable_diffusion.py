@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 from diffusers import StableDiffusionPipeline
 
@@ -35,17 +33,9 @@ class StableDiffusion(UNetModel):
         super().__init__(pipeline, device, name, size)
         self.tokenizer = pipeline.tokenizer
         self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval()
-        self.defaults = TINY_WORLD_S if self._knows_few_words else DEFAULTS
-
-    @property
-    def _knows_few_words(self) -> bool:
-        return bool(self.tokenizer.init_kwargs.get("closed_vocabulary"))
-
-    def unknown_words(self, prompt: str) -> list[str]:
-        if not self._knows_few_words:
-            return []
-        words = dict.fromkeys(re.findall(r"[^\W\d_]+", prompt.lower()))
-        return [word for word in words if len(self.tokenizer.tokenize(word)) > 1]
+        self.tokenizers = [self.tokenizer]
+        self.words = tuple(self.tokenizer.init_kwargs.get("closed_vocabulary", ()))
+        self.defaults = TINY_WORLD_S if self.words else DEFAULTS
 
     @torch.no_grad()
     def encode_one(self, prompt: str) -> Cond:

@@ -18,6 +18,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from ..errors import ModelError, SettingError
 from ..settings import Sampling
@@ -50,9 +51,11 @@ class UNetModel(DiffusionModel):
 
     pipeline_class: the stock pipeline that paints the same pictures. unused: its arguments that
     leave out the parts that are not wanted here. more_input: what of MORE_INPUT the family gives.
+    tokenizers: one for each text encoder.
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
+    tokenizers: list[CLIPTokenizer]
     unused: ClassVar[Mapping[str, Any]]
     more_input: ClassVar[Mapping[str, str]] = {}
 
@@ -117,6 +120,13 @@ class UNetModel(DiffusionModel):
     def _more(self, cond: Cond) -> dict[str, Any]:
         """What the UNet is told besides the text, of what `encode` gave."""
         return {}
+
+    def unread(self, prompt: str) -> str:
+        read = [
+            tokenizer(prompt, truncation=True, return_offsets_mapping=True).offset_mapping
+            for tokenizer in self.tokenizers
+        ]
+        return prompt[min(max(end for _, end in places) for places in read) :].strip()
 
     def call_network(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype = self.network.conv_in.weight.dtype  # `unet.dtype` walks through the whole network

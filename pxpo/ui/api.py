@@ -63,7 +63,7 @@ def add(studio: Studio) -> None:
     """Add the verbs to the Blocks that are being built."""
 
     def generate(
-        prompt: str = EXAMPLES[0][0], seed: int = Settings.seed,
+        prompt: str = EXAMPLES[0].prompt, seed: int = Settings.seed,
         steps: int = studio.model.defaults["steps"],
         guidance_scale: float = studio.model.defaults["guidance_scale"],
         rank: int = Settings.rank,
@@ -152,7 +152,7 @@ def add(studio: Studio) -> None:
         Returns:
             the run's name, a report with the scores of the steps left, and the picture to paint on
         """
-        return studio.back(run_id, step)
+        return studio.go_to(run_id, step)
 
     def forget(run_id: str) -> Work:
         """Forget all that was painted on this run; what it learnt stays.

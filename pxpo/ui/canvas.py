@@ -26,6 +26,7 @@ from PIL import Image
 
 from ..rewards import painted_map
 from ..rewards.wish import shrunk
+from ..run import Run
 from ..studio import Studio
 from .parts import errors_as_messages, large, on_canvas, served
 
@@ -76,9 +77,8 @@ class Canvas:
     `inputs` are what an event needs for `paint`, once `read` has come before it.
     """
 
-    def __init__(self, studio: Studio, example: dict[str, str]) -> None:
-        """example: what is shown where there is no run yet, as `opening_example` gives it."""
-        self.studio, self.example = studio, example
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
         height, width = studio.model.image_size
         self.brush = gr.Radio([PLUS, MINUS], value=PLUS, label="Brush", elem_id="hand")
         self.editor = gr.ImageEditor(
@@ -98,9 +98,9 @@ class Canvas:
     ) -> Image.Image | None:
         """The strokes that are not part of the run's wish yet."""
         paint = sketch(drawn, waiting)
-        if paint is None or not run_id:
+        run = self._run(run_id)
+        if paint is None or run is None:
             return paint
-        run = self.studio.run(run_id)
         for one in run.painted if drawn_on <= run.count else ():
             if torch.equal(one.picture, run.updates[drawn_on].shown[0]):
                 return without(paint, one.paint)
@@ -139,30 +139,25 @@ class Canvas:
     def _empty(self, run: str, ended: tuple[Any, bool], *values: Any) -> tuple[Waiting, Any]:
         _, stays = ended
         paint = self.paint(run, *values) if stays else None
-        return (paint, math.inf), None if run else gr.skip()
+        return (paint, math.inf), None if self._run(run) else gr.skip()
 
     def _fill(
         self, run: str, waiting: tuple[Image.Image | None, float]
     ) -> tuple[Waiting, int, Any]:
         paint, _ = waiting
-        shown = self.studio.run(run).count if run else 0
-        if run:
-            value: Any = self._value(run, paint)
-        elif paint or not self.example:  # what is painted on the example stays
-            value = gr.skip()
-        else:
-            value = self._value(run, Image.open(self.example["paint"]))
-        return (paint, time.monotonic() + SETTLING), shown, value
+        found = self._run(run)
+        value: Any = self._value(found, paint) if found else gr.skip()
+        return (paint, time.monotonic() + SETTLING), found.count if found else 0, value
 
     def _bring_back(self, run: str) -> tuple[Waiting, Any]:
-        return None, self._value(run, None)
+        return None, self._value(self._run(run), None)
 
-    def _value(self, run: str, paint: Image.Image | None) -> dict[str, Any]:
+    def _run(self, run_id: str) -> Run | None:
+        """The run of this name; of none the opening one, if there is one."""
+        return self.studio.run(run_id) if run_id else self.studio.opening
+
+    def _value(self, run: Run | None, paint: Image.Image | None) -> dict[str, Any]:
         """The editor's: the run's picture under the paint. It would show a `composite` alone."""
-        picture = None
-        if run:
-            picture = served(large(self.studio.run(run).picture))
-        elif self.example:
-            picture = served(Image.open(self.example["before"]))
+        picture = served(large(run.picture)) if run else None
         layers = [served(paint)] if paint else []
         return {"background": picture, "layers": layers, "composite": None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +16,74 @@ from PIL import Image
 from ..errors import PxpoError
 from ..lora import Lora
 from ..lora_files import load_lora
-from ..plots import to_picture
+from ..measures import changed_outside
+from ..plots import strip, to_picture
 from ..progress import Progress
 from ..rewards import RewardSpec
 from ..rewards.wish import MET
 from ..run import ALIKE, SHOWING, Run
 from ..studio import Studio
-from .parts import errors_as_messages, large, on_canvas, refusal, served, throttled
+from .parts import chip, errors_as_messages, large, on_canvas, refusal, served, throttled
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture to begin with, and the kind of reward that suits it."""
+
+    reward: str
+    prompt: str
+    seed: int
+
 
 EXAMPLES = [
-    ("nature landscape", 12),
-    ("nature landscape with a lake and trees at sunset", 3),
-    ("red taxi in traffic", 1),
-    ("portrait of a man on the beach", 7),
+    Example("paint", "nature landscape", 12),
+    Example("paint", "nature landscape with a lake and trees at sunset", 3),
+    Example("color", "red taxi in traffic", 1),
+    Example("segment", "portrait of a man on the beach", 7),
 ]
-"""Prompts and their seeds; the page opens on the first."""
+"""A page without a run of its own begins with the first."""
 
 Shown = dict[str, Any]
-"""What to show: "run" (its name), "slider", "history", "curve" and "status", or some of them."""
+"""What to show: "run" (its name), "at" (`place`), "sure", "slider", "others", "history", "curve",
+"chip", "status" and "fields" (`fields`), or some of them."""
+
+Place = tuple[str, int, int]
+"""Where a page stands: the name of its run, the number of updates, and that of later ones."""
+
+
+def place(run: Run) -> Place:
+    return run.id, run.count, len(run.later)
 
 
 class Events:
     """What a page on this studio does.
 
-    has_example: whether the page shows an example while there is no run yet.
     own_token: whether whoever opens the page may push with this machine's token.
     """
 
-    def __init__(self, studio: Studio, has_example: bool, own_token: bool) -> None:
-        self.studio, self.has_example, self.own_token = studio, has_example, own_token
+    def __init__(self, studio: Studio, own_token: bool) -> None:
+        self.studio, self.own_token = studio, own_token
 
     # A run: begun, taught, taken back, found again.
 
     def open(self, run_id: str) -> Iterator[Shown]:
-        """The run that this browser was at; else the example, or a new picture."""
+        """The run that this browser was at; else the opening one, or a new picture."""
         try:
             run = self.studio.run(run_id) if run_id else None
         except PxpoError:
             run = None
         if run:
-            yield self.view(run, f"Here is your run again, at step {run.count}.")
-        elif self.has_example:
-            yield {"run": "", "status": "An example: press Step, or paint something else."}
+            yield {
+                **self.view(run, f"Here is your run again, at step {run.count}."),
+                "fields": fields(run),
+            }
+        elif opening := self.studio.opening:
+            yield {
+                **self.view(opening, f"Painted once, then {opening.count} steps. Press Step to go "
+                "on, or paint what you want."), "fields": fields(opening),
+            }  # fmt: skip
         else:
-            yield from self.start(*EXAMPLES[0])
+            yield from self.start(EXAMPLES[0].prompt, EXAMPLES[0].seed)
 
     def start(
         self, prompt: str, seed: int, steps: float | None = None,
@@ -75,24 +100,29 @@ class Events:
         yield self.view(run, self.invitation(prompt))
 
     def learn(
-        self, count: int, run_id: str, reward: RewardSpec, paint: Image.Image | None,
-        strength: float, images: int,
+        self, count: int, run_id: str, sure: Place | None, reward: RewardSpec,
+        paint: Image.Image | None, **settings: float | None,
     ) -> Iterator[Shown]:  # fmt: skip
-        """`count` updates, or fewer where the wish is met; a run is begun first where the page
-        still shows the example. images: 0 is the model's own number."""
-        if not run_id:
-            for shown in self.start(*EXAMPLES[0]):
-                run_id = shown.get("run", "")
-                yield {name: shown[name] for name in ("status", "run") if name in shown}
-        before = served(large(self.studio.run(run_id).updates[0].shown[0]))
+        """`count` updates, or fewer where the wish is met.
+
+        sure: where it was asked whether later updates may go, and Step was pressed again.
+        """
+        run = self.studio.run(run_id)
+        if run.later and sure != place(run):
+            first, last = run.count + 1, run.count + len(run.later)
+            which = f"Step {last} lies" if first == last else f"Steps {first} to {last} lie"
+            yield {
+                "sure": place(run),
+                "status": f"{which} ahead (press Forward). To go on from here without, press Step "
+                "once more.",
+            }
+            return
+        before = served(large(run.updates[0].shown[0]))
         for number in range(count):
             began = time.monotonic()
-            head = f"Step {self.studio.run(run_id).count + 1}"
             strokes = paint if reward.by_hand and number == 0 else None  # then they are the wish
-            work = self.studio.step(
-                run_id, reward, strokes, strength=strength, images=images or None
-            )
-            run = yield from self.progress(work, head, before)
+            work = self.studio.step(run.id, reward, strokes, **settings)
+            run = yield from self.progress(work, f"Step {run.count + 1}", before)
             yield self.view(run, self.summary(run, time.monotonic() - began))
             if run.met:
                 return
@@ -100,54 +130,90 @@ class Events:
     def wishes(self, run_id: str) -> bool:
         """Whether anything was painted on this run before."""
         with contextlib.suppress(PxpoError):
-            return bool(run_id) and bool(self.studio.run(run_id).painted)
+            return bool(self.studio.run(run_id).painted)
         return False
 
     def forget_wish(self, run_id: str) -> Iterator[Shown]:
         """The run without what was painted."""
-        if not run_id:
-            raise refusal("This is the example; press Step first.")
         yield self.view(self.studio.forget_wish(run_id), "Forgotten: paint what you want now.")
 
-    def back(self, run_id: str, update: int | None = None) -> Iterator[Shown]:
-        """The run as it was after that many updates; None is one before the last."""
-        run = self.studio.run(run_id) if run_id else None
-        if run is None or (update is None and not run.count):
+    def go_to(self, run_id: str, update: int) -> Iterator[Shown]:
+        """The run as it was after that many updates; none is lost."""
+        run = yield from self.progress(self.studio.go_to(run_id, update), f"To step {update}")
+        yield self.view(run, f"At step {run.count}, weights and all.")
+
+    def back(self, run_id: str) -> Iterator[Shown]:
+        run = self.studio.run(run_id)
+        if not run.count:
             raise refusal("This is the beginning; there is no step before it.")
-        update = run.count - 1 if update is None else update
-        run = yield from self.progress(self.studio.back(run_id, update), f"Back to step {update}")
-        yield self.view(run, f"Back at step {run.count}, weights and all.")
+        yield from self.go_to(run_id, run.count - 1)
+
+    def forward(self, run_id: str) -> Iterator[Shown]:
+        run = self.studio.run(run_id)
+        if not run.later:
+            raise refusal("This is the newest step; press Step to go on.")
+        yield from self.go_to(run_id, run.count + 1)
+
+    def reset(self, run_id: str) -> Iterator[Shown]:
+        yield from self.go_to(run_id, 0)
 
     def admit(self, file: str, *new_run: Any) -> Iterator[Shown]:
         """Go on with a downloaded run, or begin one from a LoRA; new_run: as `start` takes it."""
         if Path(file).suffix == ".zip":
             run = self.studio.admit(Path(file))
-            yield self.view(run, f"Your run, at step {run.count}.")
+            yield {**self.view(run, f"Your run, at step {run.count}."), "fields": fields(run)}
         else:
             yield from self.start(*new_run, lora=load_lora(Path(file)))
 
     def stopped(self, run_id: str) -> Shown:
         """Where the run stands after work that Stop cut off."""
-        if not run_id:
-            return {"status": "Stopped."}
+        with contextlib.suppress(PxpoError):
+            run = self.studio.run(run_id)
+            return self.view(run, f"Stopped at step {run.count}; what was learnt is kept.")
+        return {"status": "Stopped."}
+
+    def overtaken(self, at: Place | None, run_id: str) -> Shown | None:
+        """The run as it is, where it has changed since this page has shown it; else None."""
         run = self.studio.run(run_id)
-        return self.view(run, f"Stopped at step {run.count}; what was learnt is kept.")
+        if at is None or place(run) == tuple(at):
+            return None
+        return self.view(
+            run, f"This run has gone on in another tab: here it is, at step {run.count}."
+        )
 
     # What the page shows of it.
 
     def view(self, run: Run, status: str) -> Shown:
-        captions = ["before"]
-        for number in range(1, run.count + 1):
-            score = f" · {run.latest[number].here:+.2f}" if number < len(run.latest) else ""
-            captions.append(f"{number}{score}")
-        shown = [update.shown[0] for update in run.updates]
+        updates = run.updates + run.later
+        shown = [update.shown[0] for update in updates]
+        captions = [self.caption(run, number) for number in range(len(updates))]
         return {
             "run": run.id,
-            "slider": (served(large(shown[0])), served(large(shown[-1]))),
+            "at": place(run),
+            "sure": None,
+            "slider": (served(large(shown[0])), served(large(shown[run.count]))),
+            "others": self.others(run),
             "history": [(served(to_picture(s)), c) for s, c in zip(shown, captions, strict=True)],
             "curve": self.studio.curve(run),
+            "chip": chip(self.studio.model, self.studio.pace.seconds(run.settings)),
             "status": status,
         }
+
+    @staticmethod
+    def caption(run: Run, number: int) -> str:
+        """Of a step's thumbnail: its number, where the run stands, and the score."""
+        name = str(number) if number else "before"
+        score = f" · {run.latest[number].here:+.2f}" if 0 < number < len(run.latest) else ""
+        return ("▸ " if number == run.count else "") + name + score
+
+    @staticmethod
+    def others(run: Run) -> str | None:
+        """The file of the held-out pictures, each before any update and now; None without any."""
+        before, now = (run.updates[i].shown[1 : run.settings.shown] for i in (0, -1))
+        if not len(now):
+            return None
+        row = [to_picture(image) for pair in zip(before, now, strict=True) for image in pair]
+        return served(strip([row], ["before", "now"] * len(now), side=192, clear=True))
 
     def heat_map(self, run_id: str, reward: RewardSpec) -> str | None:
         """The file of the reward on the run's picture; None where there is none."""
@@ -171,21 +237,30 @@ class Events:
         return (yield from throttled(work, show))
 
     def invitation(self, prompt: str) -> str:
-        unknown = self.studio.model.unknown_words(prompt)
-        note = f" The model never learnt the word {', '.join(unknown)}." if unknown else ""
-        return "Paint what you want more of (green) or less of (red), then press Step." + note
+        parts = ["Paint what you want more of (green) or less of (red), then press Step."]
+        if unknown := self.studio.model.unknown_words(prompt):
+            parts.append(f"The model never learnt the word {', '.join(unknown)}.")
+        if unread := self.studio.model.unread(prompt):
+            start = unread if len(unread) <= 40 else f"{unread[:40].rstrip()}…"
+            parts.append(f"The prompt is too long; this is not read: {start}")
+        return " ".join(parts)
 
     @staticmethod
     def summary(run: Run, seconds: float) -> str:
         """An update in one line."""
         last, now = run.latest[-2:]
         metrics = run.updates[-1].metrics
+        by_hand = run.reward is not None and run.reward.by_hand
         parts = [
             f"Step {run.count}",
-            f"reward {last.here:+.3f} → {now.here:+.3f}",
-            f"moved {metrics['moved']:.1%}, {metrics['from_base']:.0%} in all",
-            f"{seconds:.1f} s",
+            f"{'wish' if by_hand else 'reward'} {last.here:+.3f} → {now.here:+.3f}",
         ]
+        if last.held_out is not None and now.held_out is not None:
+            parts.append(f"other seeds {last.held_out:+.3f} → {now.held_out:+.3f}")
+        if by_hand:
+            parts.append(f"{changed_outside(run):.0%} changed outside the paint")
+        parts.append(f"moved {metrics['moved']:.1%}, {metrics['from_base']:.0%} in all")
+        parts.append(f"{seconds:.1f} s")
         if not run.updates[-1].learnt:
             parts.append(ALIKE)
         if run.met:
@@ -196,8 +271,6 @@ class Events:
 
     def save(self, make: Callable[[str], Path], run_id: str) -> str:
         """The file that `make` makes of the run."""
-        if not run_id:
-            raise refusal("This is the example; press Step first.")
         with errors_as_messages():
             return str(make(run_id))
 
@@ -215,9 +288,13 @@ class Events:
                 ("Sign in" if get_space() else "Type a token of yours") + " first; Download works "
                 "without. The server's own token is not for visitors."
             )
-        if not run_id:
-            raise refusal("This is the example; press Step first.")
         with errors_as_messages():
             work = self.studio.push(run_id, repo, token=token, private=private, with_base=with_base)
             link = yield from throttled(work, lambda at: f"{at.phase} {at.done}/{at.total}")
             yield f"Pushed: [{repo}]({link})"
+
+
+def fields(run: Run) -> dict[str, Any]:
+    """What the page's fields hold for a run, by name; "reward" is its spec, if it has one."""
+    names = ("prompt", "seed", "steps", "guidance_scale", "rank", "images", "strength", "hold")
+    return {**{name: getattr(run.settings, name) for name in names}, "reward": run.reward}

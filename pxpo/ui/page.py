@@ -12,14 +12,26 @@ from gradio.utils import get_space
 from PIL import Image
 
 from ..card import base_of
-from ..errors import without_folders
+from ..embedded import EXAMPLES as PICTURES
+from ..errors import SettingError, without_folders
 from ..rewards.painting import MOST_PIXELS
 from ..settings import Settings
 from ..studio import MOST_UPDATES, Studio
 from . import api
 from .canvas import Canvas, sketch
-from .events import EXAMPLES, Events, Shown
-from .parts import CSS, chip, errors_as_messages, offer, opening_example, setting, theme
+from .events import EXAMPLES, Events, Example, Place, Shown
+from .parts import (
+    CSS,
+    HELP,
+    TITLE,
+    chip,
+    errors_as_messages,
+    is_tiny_world,
+    offer,
+    setting,
+    theme,
+    words,
+)
 from .rewards import RewardTabs
 
 
@@ -48,8 +60,7 @@ class Page:
     def __init__(self, studio: Studio, note: str = "", own_token: bool = False) -> None:
         """note: what its visitors should know; own_token: as `Events` takes it."""
         self.studio, self.note = studio, without_folders(note)
-        self.example = opening_example(studio.model)
-        self.events = Events(studio, bool(self.example), own_token)
+        self.events = Events(studio, own_token)
 
     def build(self) -> gr.Blocks:
         with gr.Blocks(
@@ -64,80 +75,113 @@ class Page:
 
     def layout(self) -> None:
         self.run = gr.BrowserState("", storage_key="pxpo-run", secret="pxpo-studio")
+        # Where this page stands, and where it was asked whether later steps may go.
+        self.at, self.sure = gr.State(), gr.State()
         # Whether the work under way, or cut off, wants more; None for work that failed.
         self.unfinished = gr.State(False)
         self.ended = gr.State()  # when the last event has ended; whether paint on the canvas stays
-        gr.Markdown(
-            "# Paint what you want more of. Watch the model learn it.\n"
-            f"`{chip(self.studio.model)}` {self.note}",
-            elem_id="title",
-        )
+        gr.Markdown(TITLE, elem_id="title")
+        self.chip = gr.Markdown(chip(self.studio.model), elem_id="chip")
+        if self.note:
+            gr.Markdown(self.note)
         with gr.Row():
             with gr.Column(scale=11, min_width=320):
-                self.canvas = Canvas(self.studio, self.example)
-            with gr.Column(scale=9, min_width=320):
+                self.canvas = Canvas(self.studio)
                 self.layout_loop()
+            with gr.Column(scale=9, min_width=320):
+                self.layout_choices()
         self.layout_results()
+        self.layout_examples()
         self.layout_settings()
         self.layout_files()
         self.layout_push()
+        with gr.Accordion("What learns, and what the numbers mean", open=False):
+            gr.Markdown(HELP)
 
     def layout_loop(self) -> None:
-        """Before and now, and all that is pressed again and again."""
-        compared = (self.example["before"], self.example["after"]) if self.example else None
-        self.slider = gr.ImageSlider(
-            compared, label="Before any step, and now", interactive=False, elem_id="slider",
-            format="png", buttons=[],
-        )  # fmt: skip
-        self.status = gr.Textbox(
-            label="Status", interactive=False, elem_id="status", lines=1, max_lines=3
-        )
-        with gr.Row():
-            self.step_button = gr.Button("Step", variant="primary", elem_id="step")
-            self.run_button = gr.Button("Run", elem_id="run-many")
+        """All that is pressed again and again."""
+        with gr.Row(elem_id="loop"):
+            self.step_button = gr.Button("Step", variant="primary", min_width=90, elem_id="step")
+            self.run_button = gr.Button("Run", min_width=60, elem_id="run-many")
             self.count = gr.Number(
                 5, label="Steps of Run", precision=0, minimum=1, maximum=MOST_UPDATES,
-                container=False, show_label=False, min_width=60, elem_id="count",
+                container=False, show_label=False, min_width=50, elem_id="count",
             )  # fmt: skip
+            self.stop_button = gr.Button("Stop", variant="stop", min_width=60, elem_id="stop")
+        self.status = gr.Textbox(
+            label="Status", interactive=False, elem_id="status", lines=1, max_lines=4
+        )
         with gr.Row():
-            self.stop_button = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop")
-            self.back_button = gr.Button("Back", min_width=80, elem_id="back")
-            self.reset_button = gr.Button("Reset", min_width=80, elem_id="reset")
-            self.forget_button = gr.Button(
-                "Forget the wish", scale=2, min_width=160, elem_id="forget"
+            self.back_button, self.forward_button, self.reset_button = (
+                gr.Button(name, size="md", min_width=70, elem_id=name.lower())
+                for name in ("Back", "Forward", "Reset")
             )
-        self.strength = gr.Slider(
-            0.005, 0.1, Settings.strength, step=0.005, label="Strength", elem_id="strength",
-            info="how far a step moves the model",
-        )  # fmt: skip
+            self.forget_button = gr.Button(
+                "Forget the wish", size="md", min_width=140, elem_id="forget"
+            )
+
+    def layout_choices(self) -> None:
+        """Where the reward comes from, before and now, and the two sliders that a person needs."""
         self.tabs = RewardTabs(self.studio.tools)
+        self.slider = gr.ImageSlider(
+            label="Before any step, and now", interactive=False, elem_id="slider", format="png",
+            buttons=[],
+        )  # fmt: skip
+        self.others = gr.Image(
+            label="Other seeds, which no step has learnt from", interactive=False, format="png",
+            elem_id="others", buttons=[], visible=False,
+            alt_text="pictures of other seeds, each before any step and now",
+        )  # fmt: skip
+        with gr.Row():
+            self.strength = gr.Slider(
+                0.005, 0.1, Settings.strength, step=0.005, label="Strength", elem_id="strength",
+                info="how far a step moves the model", min_width=150,
+            )  # fmt: skip
+            self.hold = gr.Slider(
+                0.0, 1.0, Settings.hold, step=0.05, label="Keep the rest", elem_id="hold",
+                info="what no paint speaks of", min_width=150,
+            )  # fmt: skip
 
     def layout_results(self) -> None:
         self.history = gr.Gallery(
-            label="Steps: click one to go back to it", columns=8,
+            label="Steps: click one to go to it", columns=9,
             fit_columns=False, height=210, interactive=False, allow_preview=False,
             object_fit="contain", elem_id="history", format="png", buttons=[], visible=False,
         )  # fmt: skip
         with gr.Row():
-            self.curve = gr.Plot(show_label=False, elem_id="curve", visible=False)
             self.heat = gr.Image(
-                label="The reward: green gains, red loses", interactive=False,
+                label="How you were understood: green gains, red loses", interactive=False,
                 format="png", elem_id="heat", height=330, buttons=[], visible=False,
                 alt_text="the run's picture, green where the reward gains and red where it loses",
             )  # fmt: skip
+            self.curve = gr.Plot(show_label=False, elem_id="curve", visible=False)
+
+    def layout_examples(self) -> None:
+        """Pictures to begin with, as buttons, which a keyboard reaches as well."""
+        gr.Markdown("**Begin with another picture**")
+        self.examples = {}
+        with gr.Row(elem_id="examples"):
+            for example in EXAMPLES:
+                if example.reward in self.tabs.tabs:
+                    picture = PICTURES / f"{example.seed}.jpg"
+                    known = is_tiny_world(self.studio.model) and picture.exists()
+                    self.examples[example] = gr.Button(
+                        example.prompt, icon=picture if known else None, min_width=130,
+                        elem_classes="example",
+                    )  # fmt: skip
 
     def layout_settings(self) -> None:
-        prompt, seed = EXAMPLES[0]
-        with gr.Accordion("Prompt and settings", open=False):
+        first, usual = EXAMPLES[0], self.studio.model.defaults
+        with gr.Accordion("Prompt and settings", open=False, elem_id="settings"):
             with gr.Row():
-                self.prompt = gr.Dropdown(
-                    [prompt for prompt, _ in EXAMPLES], value=prompt,
-                    allow_custom_value=True, label="Prompt", scale=3, elem_id="prompt",
+                self.prompt = gr.Textbox(
+                    first.prompt, label="Prompt", scale=3, lines=1, max_lines=4, elem_id="prompt",
                 )  # fmt: skip
-                self.seed = setting("seed", "Seed", seed)
+                self.seed = setting("seed", "Seed", first.seed)
                 self.new_button = gr.Button("New picture", elem_id="fresh")
+            if self.studio.model.words:
+                gr.Markdown(words(self.studio.model), elem_id="words")
             with gr.Row():
-                usual = self.studio.model.defaults
                 self.sampling = [
                     setting("steps", "DDIM steps", usual["steps"]),
                     setting("guidance_scale", "Guidance", usual["guidance_scale"]),
@@ -148,12 +192,12 @@ class Page:
                 "Steps, guidance and rank count from the next new picture on.\n\n"
                 + offer(self.studio.model)
             )
-        self.examples = gr.Examples(
-            [list(one) for one in EXAMPLES],
-            [self.prompt, self.seed],
-            label="Examples",
-            elem_id="examples",
-        )
+        self.new_run = [self.prompt, self.seed, *self.sampling]
+        self.fields = {
+            "prompt": self.prompt, "seed": self.seed, "images": self.images, "hold": self.hold,
+            "strength": self.strength,
+            **dict(zip(("steps", "guidance_scale", "rank"), self.sampling, strict=True)),
+        }  # fmt: skip
 
     def layout_files(self) -> None:
         with gr.Row():
@@ -194,8 +238,14 @@ class Page:
         self.quiet: dict[str, Any] = {
             "show_progress": "hidden", "show_progress_on": self.status, "api_visibility": "private",
         }  # fmt: skip
-        self.places = {name: getattr(self, name) for name in
-                       ("run", "slider", "history", "curve", "status")}  # fmt: skip
+        self.places = {
+            name: getattr(self, name) for name in (
+                "run", "at", "sure", "slider", "others", "history", "curve", "chip", "status",
+            )
+        }  # fmt: skip
+        self.shown = [
+            *self.places.values(), *self.fields.values(), *self.tabs.chosen, *self.tabs.fields,
+        ]  # fmt: skip
         self.wire_work(page)
         self.wire_refresh()
         self.canvas.wire(self.run, **self.quiet)
@@ -203,31 +253,37 @@ class Page:
 
     def wire_work(self, page: gr.Blocks) -> None:
         """All that the model works for, one piece at a time."""
-        events, on_page = self.events, self.on_page
+        events, on_page, going_on = self.events, self.on_page, self.going_on
         working: dict[str, Any] = {
-            "outputs": [*self.places.values(), self.unfinished], "show_progress_on": self.status,
+            "outputs": [*self.shown, self.unfinished], "show_progress_on": self.status,
             "concurrency_id": "gpu", "concurrency_limit": 1, "api_visibility": "private",
         }  # fmt: skip
-        new_run = [self.prompt, self.seed, *self.sampling]
+        at_run = [self.at, self.run]
+        checked = {**working, "validator": self.refuse_settings}
 
-        def back_to(run: str, thumbnail: gr.SelectData) -> Iterator[Shown]:
-            return events.back(run, thumbnail.index)
+        def go_to(run: str, thumbnail: gr.SelectData) -> Iterator[Shown]:
+            return events.go_to(run, thumbnail.index)
 
         learning = self.wire_learning(working)
         keeping_paint = (  # but for what the wish has heard
             *learning,
-            self.forget_button.click(on_page(events.forget_wish), self.run, **working),
-            self.back_button.click(on_page(events.back), self.run, **working),
-            self.history.select(on_page(back_to), self.run, **working),
+            self.forget_button.click(going_on(events.forget_wish), at_run, **working),
+            self.back_button.click(going_on(events.back), at_run, **working),
+            self.forward_button.click(going_on(events.forward), at_run, **working),
+            self.reset_button.click(going_on(events.reset), at_run, **working),
+            self.history.select(on_page(go_to), self.run, **working),
         )
         changing_paint = (
             gr.on([page.load], on_page(events.open), self.run, **working),
             gr.on(
-                [self.new_button.click, self.reset_button.click], on_page(events.start), new_run,
-                **working,
+                [self.new_button.click, self.prompt.submit], on_page(events.start), self.new_run,
+                **checked,
             ),
-            self.examples.load_input_event.then(on_page(events.start), new_run, **working),
-            self.upload.upload(on_page(events.admit), [self.upload, *new_run], **working),
+            *(
+                self.chosen(button, example).then(on_page(events.start), self.new_run, **working)
+                for example, button in self.examples.items()
+            ),
+            self.upload.upload(on_page(events.admit), [self.upload, *self.new_run], **working),
         )  # fmt: skip
         self.end(keeping_paint, paint_stays=True)
         self.end(changing_paint, paint_stays=False)
@@ -235,20 +291,50 @@ class Page:
             None, cancels=[*keeping_paint, *changing_paint], api_visibility="private"
         )
 
+    def chosen(self, button: gr.Button, example: Example) -> Any:
+        """The event of an example's button: its fields and its tab."""
+        to = {"prompt": example.prompt, "seed": example.seed}
+        return button.click(
+            lambda: [*to.values(), *self.tabs.choice(example.reward)],
+            None, [self.prompt, self.seed, *self.tabs.chosen], **self.quiet,
+        )  # fmt: skip
+
+    def refuse_settings(self, *values: Any) -> list[dict[str, Any]]:
+        """What is wrong with the fields of a new picture, each said where it is typed."""
+        names = ("prompt", "seed", "steps", "guidance_scale", "rank")
+        return [
+            gr.validate(not fault, fault)
+            for fault in (self.fault(n, v) for n, v in zip(names, values, strict=True))
+        ]
+
+    def fault(self, name: str, value: Any) -> str:
+        """What is wrong with this value of a setting; mostly nothing."""
+        try:
+            settings = self.studio.model.filled(Settings(**{name: value}))
+            if name == "steps":
+                self.studio.model.steps(settings)  # which may have fewer
+        except SettingError as error:
+            return error.for_visitors()
+        return ""
+
     def wire_learning(self, working: dict[str, Any]) -> tuple[Any, Any]:
         """The events of Step and Run, which are refused without paint."""
         refused_at = [self.canvas.brush, self.status]  # one over the canvas, one beside Step
-        inputs = [self.count, self.run, *self.tabs.inputs, *self.canvas.inputs, self.strength,
-                  self.images, *refused_at]  # fmt: skip
+        inputs = [self.at, self.run, self.count, self.sure, *self.tabs.inputs, *self.canvas.inputs,
+                  self.strength, self.hold, self.images, *refused_at]  # fmt: skip
 
-        def many(count: float | None, run: str, *values: Any) -> Iterator[Shown]:
-            *chosen, drawn, waiting, drawn_on, strength, images, _, _ = values
-            reward = self.tabs.spec(*chosen)
-            paint = self.canvas.paint(run, drawn, waiting, drawn_on)
-            return self.events.learn(int(count or 1), run, reward, paint, strength, images)
+        def many(
+            run: str, count: float | None, sure: Place | None, *values: Any
+        ) -> Iterator[Shown]:
+            *chosen, drawn, waiting, drawn_on, strength, hold, images, _, _ = values
+            return self.events.learn(
+                int(count or 1), run, sure, self.tabs.spec(*chosen),
+                self.canvas.paint(run, drawn, waiting, drawn_on),
+                strength=strength, hold=hold, images=images or None,
+            )  # fmt: skip
 
-        def once(_: float | None, *values: Any) -> Iterator[Shown]:
-            return many(1, *values)
+        def once(run: str, _: float | None, *values: Any) -> Iterator[Shown]:
+            return many(run, 1, *values)
 
         @errors_as_messages()
         def refuse_without_paint(*values: Any) -> list[dict[str, Any]]:
@@ -263,10 +349,22 @@ class Page:
 
         def read_then(button: gr.Button, work: Callable[..., Iterator[Shown]]) -> Any:
             return self.canvas.read(button.click, **self.quiet).then(
-                self.on_page(work), inputs, validator=refuse_without_paint, **working
+                self.going_on(work), inputs, validator=refuse_without_paint, **working
             )
 
         return read_then(self.step_button, once), read_then(self.run_button, many)
+
+    def going_on(self, work: Callable[..., Iterator[Shown]]) -> Callable[..., Iterator[Any]]:
+        """As an event of `at` and `run`: of a run that another tab has changed it shows how it is
+        instead."""
+
+        def event(at: Place | None, run: str, *values: Any) -> Iterator[Shown]:
+            if overtaken := self.events.overtaken(at, run):
+                yield overtaken
+            else:
+                yield from work(run, *values)
+
+        return self.on_page(event)
 
     def on_page(self, work: Callable[..., Iterator[Shown]]) -> Callable[..., Iterator[Any]]:
         """As an event, on the model's thread."""
@@ -285,13 +383,17 @@ class Page:
         return self.studio.thread.wrap(event)
 
     def by_part(self, shown: Shown) -> dict[Any, Any]:
-        hidden_while_empty = ("history", "curve")
-        return {
-            self.places[name]: gr.update(value=value, visible=bool(value))
-            if name in hidden_while_empty
-            else value
-            for name, value in shown.items()
-        }
+        hidden_while_empty = ("others", "history", "curve")
+        parts: dict[Any, Any] = {}
+        for name, value in shown.items():
+            if name == "fields":
+                parts |= {self.fields[n]: v for n, v in value.items() if n in self.fields}
+                parts |= self.tabs.showing(value["reward"])
+            elif name in hidden_while_empty:
+                parts[self.places[name]] = gr.update(value=value, visible=bool(value))
+            else:
+                parts[self.places[name]] = value
+        return parts
 
     def end(self, events: tuple[Any, ...], paint_stays: bool) -> None:
         """After each event, and also once Stop has cut it off: say so, and refresh the page."""

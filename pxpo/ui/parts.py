@@ -17,7 +17,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from torch import Tensor
 
-from ..embedded import OPENING, TINY_WORLD
+from ..embedded import TINY_WORLD
 from ..errors import PxpoError
 from ..models import DiffusionModel
 from ..plots import to_picture
@@ -27,6 +27,33 @@ from ..store import write_whole
 CANVAS = 512  # pixels, along the longer side
 BETWEEN_SIGNS = 0.3  # seconds
 STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4"
+
+TITLE = (
+    "# Paint what you want more of. Watch the model learn it.\n"
+    "A small add-on to the model, a LoRA, learns from every pixel that you paint: "
+    "[PXPO](https://arxiv.org/abs/2404.04356)."
+)
+
+HELP = """
+**What learns.** Not the model, which stays as it is, but a LoRA: a small add-on to it, some
+megabytes that are yours to download and that any diffusers pipeline loads. It learns on pictures
+of your prompt, and what it has learnt shows on pictures that nobody painted: the other seeds.
+
+**What a step does.** The model makes some pictures. Each of their pixels earns a reward: by your
+paint, by its colour, or by what a segmenter takes it for. What led to the pixels that earn more
+than the same place in the other pictures is made likelier, what led to those that earn less is
+made rarer. That is PXPO, *pixel-wise policy optimisation*: its forerunner DDPO knows one number
+for a whole picture.
+
+**What paint means.** What was under it when you drew it. So a stroke holds wherever such a thing
+is, on every picture of this run, until you forget the wish. The heat-map shows how you were
+understood.
+
+**What the numbers mean.** *Wish*, or *reward*: the mean over all pixels, of paint from −2 to +2; it
+is the same judge at every step. *Changed outside the paint*: how far the colours there are from
+those at the beginning. *Moved*: how far this step changed what the model says, and how far all
+steps have led from the model as it was; near 100 % pictures turn to noise.
+"""
 
 CSS = """
 #title h1 {margin-bottom: 0}
@@ -69,11 +96,26 @@ def theme() -> gr.themes.Soft:
 # What is running.
 
 
-def chip(model: DiffusionModel) -> str:
-    """What is running, in short."""
-    name = "Tiny World" if Path(model.name) == TINY_WORLD else Path(model.name).name
+def is_tiny_world(model: DiffusionModel) -> bool:
+    return Path(model.name) == TINY_WORLD
+
+
+def chip(model: DiffusionModel, seconds: float = 0.0) -> str:
+    """What is running, in short. seconds: what a step takes, where that is known."""
+    name = "Tiny World" if is_tiny_world(model) else Path(model.name).name
     cuda = model.device.type == "cuda"
-    return f"{name} · {torch.cuda.get_device_name() if cuda else model.device.type.upper()}"
+    parts = [name, torch.cuda.get_device_name() if cuda else model.device.type.upper()]
+    if seconds:
+        parts.append(f"about {max(seconds, 1):.0f} s a step")
+    return f"`{' · '.join(parts)}`"
+
+
+def words(model: DiffusionModel) -> str:
+    """All that a model with a closed vocabulary knows, folded away."""
+    return (
+        f"<details><summary>The {len(model.words)} words it knows</summary>"
+        f"{', '.join(model.words)}</details>"
+    )
 
 
 def offer(model: DiffusionModel) -> str:
@@ -85,16 +127,6 @@ def offer(model: DiffusionModel) -> str:
         "Diffusion here all the same, after a download of 5 GB, at minutes a picture; a copy "
         "of this Space on an A10G takes seconds, and is billed by the hour."
     )
-
-
-def opening_example(model: DiffusionModel) -> dict[str, str]:
-    """A run made earlier, to open the page with: its pictures "before" and "after", its "paint".
-
-    Empty for a model that did not make it.
-    """
-    if Path(model.name) != TINY_WORLD:
-        return {}
-    return {file.stem: str(file) for file in OPENING.glob("*.png")}
 
 
 # Pictures and fields.
@@ -127,10 +159,12 @@ def served(picture: Image.Image) -> str:
 
 
 def setting(name: str, label: str, value: Any = None, note: str = "") -> gr.Number:
-    """A number field with settings.py's help; its limits are checked, and explained, there."""
+    """A number field with settings.py's help; its limits are checked, and explained, there.
+
+    Nothing is rounded: 1.5 where a whole number is wanted is refused.
+    """
     entry = next(entry for entry in fields(Settings) if entry.name == name)
-    precision = 0 if isinstance(entry.default, int) else None
-    return gr.Number(value, label=label, info=entry.metadata["help"] + note, precision=precision)
+    return gr.Number(value, label=label, info=entry.metadata["help"] + note)
 
 
 # Progress and messages.

@@ -31,6 +31,13 @@ def spec_of(kind: str, values: dict[str, Any]) -> RewardSpec:
     return RewardSpec(kind, values)
 
 
+def said(value: Any) -> Any:
+    """An option's value as its field shows it."""
+    if isinstance(value, bool):
+        return MORE if value else LESS
+    return list(value) if isinstance(value, tuple) else value
+
+
 class RewardTabs:
     """One tab for each kind of reward that is available, with what can be chosen there.
 
@@ -43,12 +50,13 @@ class RewardTabs:
         self.tabs: dict[str, gr.Tab] = {}
         self.names: list[tuple[str, str]] = []  # of each field: its kind's and its own
         self.fields: list[Any] = []
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs") as self.all:
             for kind in REWARDS.values():
                 if kind.public and kind.available(tools):
-                    with gr.Tab(kind.title) as self.tabs[kind.name], gr.Row():
+                    with gr.Tab(kind.title, id=kind.name) as self.tabs[kind.name], gr.Row():
                         self._fill(kind)
         self.inputs = [self.kind, *self.fields]
+        self.chosen = [self.all, self.kind]
 
     def _fill(self, kind: RewardKind) -> None:
         if kind.by_hand:
@@ -62,14 +70,27 @@ class RewardTabs:
 
     def _field(self, kind: RewardKind, option: Option) -> Any:
         if isinstance(option.default, bool):
-            return gr.Radio([LESS, MORE], value=MORE if option.default else LESS, label="Want")
+            return gr.Radio([LESS, MORE], value=said(option.default), label="Want")
         several = isinstance(option.default, tuple)
         return gr.Dropdown(
-            list(option.offered(self.tools)),
-            value=list(option.default) if several else option.default,
+            list(option.offered(self.tools)), value=said(option.default),
             multiselect=several, allow_custom_value=not several, label=option.name.capitalize(),
             info=option.help, elem_id=f"{kind.name}-{option.name}",
         )  # fmt: skip
+
+    def choice(self, kind: str) -> tuple[Any, str]:
+        """The values of `chosen` that open this kind's tab."""
+        return gr.Tabs(selected=kind), kind
+
+    def showing(self, spec: RewardSpec | None) -> dict[Any, Any]:
+        """What makes the tabs show a reward: values by their parts; of one without a tab none."""
+        if spec is None or spec.kind not in self.tabs:
+            return {}
+        shown = dict(zip(self.chosen, self.choice(spec.kind), strict=True))
+        for (kind, name), field in zip(self.names, self.fields, strict=True):
+            if kind == spec.kind and name in spec.options:
+                shown[field] = said(spec.options[name])
+        return shown
 
     def spec(self, kind: str, *values: Any) -> RewardSpec:
         """The reward that the values of `inputs` stand for; an empty field is an empty choice."""
