@@ -103,6 +103,8 @@ def main() -> None:
         sys.exit(f"app.py: {error}")
     usual = {"clipseg": options.clipseg} if options.clipseg else {}
     studio = Studio(model, segmenter, options.runs, thread=thread, usual=usual, lend=lent)
+    if not LENT:
+        thread.call(studio.pace.try_out)
     own_token = options.own_token or (is_local(options.host) and not options.share)
     launch(
         Page(studio, note, own_token),

@@ -26,7 +26,7 @@ from .rewards.wish import MOST_PAINTED
 from .run import Score, Update, shown_noise
 from .settings import Settings
 
-FORMAT = 4
+FORMAT = 5
 """Version of the files of a run."""
 
 MOST_RECORD = 2**24
@@ -89,7 +89,7 @@ class Record:
     reward: RewardSpec | None
     paint: File | None
     updates: Annotated[list[UpdateRecord], Field(min_length=1), FailFast()]
-    later: Annotated[int, Field(ge=0)] = 0
+    later: Annotated[int, Field(ge=0)]
 
     def __post_init__(self) -> None:
         if self.later >= len(self.updates):

@@ -7,6 +7,7 @@ are marked slow.
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def visit(browser, address):
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
         page.on("request", lambda r: strangers.append(r.url) if outside(r.url) else None)
         page.goto(address)
-        says(page, "An example")
+        says(page, "Painted once")
         settle(page)
         return page
 
@@ -123,7 +124,7 @@ def new_picture(page, steps: int = FEW) -> None:
     page.wait_for_timeout(500)  # fields that come into sight take their values once more
     page.get_by_label("DDIM steps").fill(str(steps))
     page.get_by_label("DDIM steps").press("Tab")
-    press(page, "fresh", "Paint what you want")
+    press(page, "fresh", "^Paint what you want")
     settle(page)
 
 
@@ -201,7 +202,8 @@ def test_what_cannot_be_loaded_is_said_and_replaced(tmp_path):
     from pxpo.ui.parts import chip, offer
 
     model, eye, note = app.open_models(str(tmp_path / "one"), str(tmp_path / "two"))
-    assert chip(model) == "Tiny World · CPU" and "Lake" in eye.labels
+    assert chip(model) == "`Tiny World · CPU`" and "Lake" in eye.labels
+    assert chip(model, 4.6) == "`Tiny World · CPU · about 5 s a step`"
     assert all(part in note for part in ("one", "Tiny World instead", "two", "World's instead"))
     assert "no GPU" in offer(model)
 
@@ -293,22 +295,24 @@ def test_a_page_s_step_goes_on_with_the_wish_and_run_ends_where_it_is_met(plain,
     run_id = begun["run"]
     assert not events.wishes(run_id) and not events.wishes("") and not events.wishes("unknown")
     with pytest.raises(RunError, match="nothing is painted"):
-        list(events.learn(1, run_id, reward, None, 0.03, 0))
+        list(events.learn(1, run_id, None, reward, None))
     paint = strokes(green=slice(0, 16), red=slice(48, 64))
-    *_, shown = events.learn(2, run_id, reward, paint, 0.05, 0)
+    *_, shown = events.learn(2, run_id, None, reward, paint, strength=0.05, images=None)
     run = plain.studio.run(run_id)
     assert run.settings.strength == 0.05 and run.settings.images == 4
     assert run.count == 2 and len(run.painted) == 1 and events.wishes(run_id)
-    assert shown["status"].startswith("Step 2 · reward ") and "wish" not in shown["status"]
+    assert re.match(r"Step 2 · wish .* → .* · other seeds .* → .* · \d+% changed outside the paint",
+                    shown["status"])  # fmt: skip
+    assert "is met" not in shown["status"]
     assert len(shown["history"]) == 3 and shown["curve"] is not None
     assert events.heat_map(run_id, reward) is not None
     answers = iter([False, True])
     monkeypatch.setattr(Wish, "met", lambda wish, maps: next(answers))
-    *_, shown = events.learn(9, run_id, reward, None, 0.05, 2)
+    *_, shown = events.learn(9, run_id, None, reward, None, strength=0.05, images=2)
     run = plain.studio.run(run_id)
     assert run.count == 4 and run.settings.images == 2 and "the wish is met" in shown["status"]
     with pytest.raises(RunError, match="the wish is met"):
-        list(events.learn(1, run_id, reward, None, 0.05, 2))
+        list(events.learn(1, run_id, None, reward, None))
     (shown,) = events.forget_wish(run_id)
     assert shown["status"].startswith("Forgotten") and not events.wishes(run_id)
     assert events.heat_map(run_id, reward) is None
@@ -346,7 +350,7 @@ def test_painting_with_a_finger_on_a_phone(visit, studio):
 @pytest.mark.slow
 def test_another_prompt_begins_another_run(page):
     new_picture(page)
-    prompt = page.locator("#prompt input")
+    prompt = page.locator("#prompt textarea")
     prompt.fill("red taxi in traffic with a zeppelin")
     prompt.press("Enter")
     press(page, "fresh", "never learnt the word zeppelin")
@@ -423,9 +427,10 @@ def test_going_back_keeps_strokes_that_were_not_learnt_from(sketch, studio):
     settle(sketch)
     take_red(sketch)
     stroke(sketch, 0.3, 0.15, 0.7, 0.15)
-    press(sketch, "back", "Back at step 0")
+    press(sketch, "back", "At step 0")
     settle(sketch)
     assert red_on(sketch) > 1
+    press(sketch, "step", "once more")
     press(sketch, "step", "Step 1 ·")
     ((_, both),) = wish(studio)  # on one and the same picture
     assert both > 1.5 * first
@@ -459,13 +464,21 @@ def test_paint_step_back_and_a_thumbnail_give_each_step_s_weights(sketch, studio
     press(sketch, "step", "Step 2 ·")
     second = load_file(download(sketch, "save-lora", tmp_path / "2"))
     assert not all(torch.equal(first[name], second[name]) for name in first)
-    press(sketch, "back", "Back at step 1")
+    press(sketch, "back", "At step 1")
     again = load_file(download(sketch, "save-lora", tmp_path / "3"))
     assert all(torch.equal(first[name], again[name]) for name in first)
     sketch.locator("#history button.thumbnail-item, #history .thumbnail-item").first.click()
-    says(sketch, "Back at step 0")
+    says(sketch, "At step 0")
     sketch.locator("#back").click()
-    sketch.get_by_text("This is the beginning").wait_for(timeout=PATIENCE)
+    sketch.get_by_text("This is the beginning").first.wait_for(timeout=PATIENCE)
+    press(sketch, "forward", "At step 1")  # nothing is lost
+    press(sketch, "forward", "At step 2")
+    newest = load_file(download(sketch, "save-lora", tmp_path / "4"))
+    assert all(torch.equal(second[name], newest[name]) for name in second)
+    press(sketch, "reset", "At step 0")
+    press(sketch, "step", "Steps 1 to 2 lie ahead")
+    press(sketch, "step", "Step 1 ·")
+    assert run_of(studio).later == ()
 
 
 @pytest.mark.slow
@@ -536,7 +549,7 @@ def test_a_stock_pipeline_with_the_downloaded_lora_paints_the_page_s_picture(
 def seed() -> int:
     from pxpo.ui.events import EXAMPLES
 
-    return EXAMPLES[0][1]
+    return EXAMPLES[0].seed
 
 
 @pytest.mark.slow

@@ -186,7 +186,7 @@ ZIPS: dict[str, tuple[Callable[[dict[str, bytes]], bytes], str]] = {
         f"run.json is {text}": (
             lambda files, text=text: zipped({**files, "run.json": text.encode()}), "run.json",
         )
-        for text in ("null", "[]", "{}", "7", '"run"', "true", "NaN", '{"format": 4}')
+        for text in ("null", "[]", "{}", "7", '"run"', "true", "NaN", '{"format": 5}')
     },
 }  # fmt: skip
 
@@ -248,7 +248,7 @@ def without(path: str) -> Callable[[Record], None]:
 WHOLE, NUMBER, TEXT, OBJECT, LIST = "whole", "number", "text", "object", "list"
 ENTRIES = {
     "format": [WHOLE], "model": [TEXT, None], "settings": [OBJECT], "reward": [OBJECT, None],
-    "paint": [TEXT, None], "updates": [LIST],
+    "paint": [TEXT, None], "updates": [LIST], "later": [WHOLE],
     "updates.0": [OBJECT], "updates.1": [OBJECT], "updates.1.file": [TEXT],
     "updates.1.lora": [OBJECT], "updates.1.lora.rank": [WHOLE],
     "updates.1.lora.alpha": [WHOLE, NUMBER], "updates.1.reward": [OBJECT, None],
@@ -275,7 +275,7 @@ ODD = {
 MISSING = {
     f"without {path}": (without(path), path.split(".")[-1])
     for path in (
-        "format", "model", "settings", "reward", "paint", "updates", "updates.1.file",
+        "format", "model", "settings", "reward", "paint", "updates", "later", "updates.1.file",
         "updates.1.lora", "updates.1.lora.rank", "updates.1.lora.alpha", "updates.1.reward.kind",
         "updates.1.settings", "updates.1.metrics", "updates.1.scores",
         "updates.1.scores.painted.here", "updates.1.settings.images", "settings.steps",
@@ -286,6 +286,8 @@ LONG = "very " * 100_000
 RECORDS: dict[str, tuple[Callable[[Record], Any], str]] = {
     "another format": (to("format", 3), "format 3"),
     "no updates": (to("updates", []), "updates"),
+    "more later updates than there are": (to("later", 3), "later is 3 & 2"),
+    "fewer later updates than none": (to("later", -1), "later"),
     "one update twice": (
         lambda record: record["updates"].append(record["updates"][1]), "updates/0001 & twice",
     ),

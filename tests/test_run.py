@@ -138,6 +138,15 @@ def test_going_back_and_on_again_gives_the_same_run(model, run):
     assert gone.id == "mine" and gone.updates == run.updates[:2]
 
 
+def test_what_was_gone_back_from_lies_ahead_until_another_update_takes_its_place(model, run):
+    back = go_to(run, 0)
+    assert back.updates + back.later == run.updates and back.lora == run.updates[0].lora
+    assert go_to(back, 2).updates == run.updates and go_to(back, 1).later == run.updates[2:]
+    painted = paint(back, torch.ones(16, 16))
+    assert painted.later == back.later  # nothing is lost by what is no update
+    assert updated(model, back, 1).later == ()
+
+
 @pytest.mark.parametrize("count", [-1, 3])
 def test_going_back_to_no_update_is_refused(run, count):
     with pytest.raises(RunError, match=f"no update {count}.*0 to 2"):

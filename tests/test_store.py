@@ -82,7 +82,7 @@ def test_all_of_a_run_is_kept(rich, tmp_path):
         assert torch.equal(one.picture, update.shown[0]) and one.picture.dtype == torch.uint8
         assert torch.equal(one.paint, kept.paint) and one.paint.dtype == torch.float32
     assert "met" in again.updates[2].metrics and again.met == rich.met
-    assert json.loads((tmp_path / "run.json").read_text())["format"] == FORMAT == 4
+    assert json.loads((tmp_path / "run.json").read_text())["format"] == FORMAT == 5
 
 
 def test_as_many_pictures_as_there_can_be_are_kept_in_their_order(run, tmp_path):
@@ -142,6 +142,14 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert_same(updated(fresh, again, 1), run)
 
 
+def test_what_lies_ahead_is_kept_too(run, tmp_path):
+    back = go_to(run, 0)
+    save_run(back, tmp_path)
+    again = load_run(tmp_path)
+    assert again.count == 0 and len(again.later) == 2
+    assert_same(go_to(again, 2), run)
+
+
 def test_saving_again_writes_new_updates_only_and_drops_those_gone_back_from(model, run, tmp_path):
     save_run(run, tmp_path)
     written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "updates").iterdir()}
@@ -199,17 +207,17 @@ def test_what_cannot_be_resumed_is_said(run, tmp_path):
     (tmp_path / record["updates"][1]["file"]).write_bytes(b"not a tensor")
     with pytest.raises(RunError, match="no run can be read"):
         load_run(tmp_path)
-    for content in ("[]", "null", "{}", '{"format": 4}', "\ufffd"):
+    for content in ("[]", "null", "{}", '{"format": 5}', "\ufffd"):
         (tmp_path / "run.json").write_text(content, encoding="utf-8")
         with pytest.raises(RunError, match="no run can be read"):
             load_run(tmp_path)
 
 
-@pytest.mark.parametrize("format", [1, 2, 3, 5, 99])
+@pytest.mark.parametrize("format", [1, 2, 3, 4, 6, 99])
 def test_a_run_of_another_version_is_said_so_with_the_way_out(run, tmp_path, format):
     save_run(run, tmp_path)
     rewritten(tmp_path, format=format)
-    words = f"format {format}, of another version; this one reads 4.*lora/"
+    words = f"format {format}, of another version; this one reads 5.*lora/"
     with pytest.raises(RunError, match=words):
         load_run(tmp_path)
 

@@ -85,7 +85,7 @@ class Canvas:
             type="pil", sources=(), transforms=(), layers=False, format="png",
             canvas_size=on_canvas(width, height), fixed_canvas=True, brush=brush(PLUS),
             eraser=gr.Eraser(24), label="The picture to paint on", show_label=False,
-            elem_id="ed", height=600,
+            elem_id="ed", height=560,
         )  # fmt: skip
         self.drawn = gr.ImageEditor(type="pil", visible=False)
         self.waiting = gr.State()

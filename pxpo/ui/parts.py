@@ -57,6 +57,11 @@ steps have led from the model as it was; near 100 % pictures turn to noise.
 
 CSS = """
 #title h1 {margin-bottom: 0}
+#title p {margin: 0.3rem 0 0}
+#examples {align-items: stretch}
+.example {flex-direction: column; justify-content: start; padding: 0.5rem; font-size: 0.85rem}
+button.example .button-icon {width: 100%; max-width: 112px; height: auto; margin: 0}
+#words {font-size: 0.85rem}
 #hand label {font-weight: 600}
 #history .thumbnail-item {aspect-ratio: 1}
 #history .grid-wrap {padding-top: 2.6rem}
@@ -68,11 +73,16 @@ CSS = """
 :root {--color-accent: var(--primary-600)}
 .dark {--color-accent: var(--primary-400)}
 @media (max-width: 1024px) {
-    #ed {height: 420px !important}
+    #ed {height: 520px !important}
     #history, #history .grid-wrap {height: 280px !important; max-height: none}
     #history .grid-container {
         grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)) !important
     }
+}
+@media (max-width: 640px) {
+    #title h1 {font-size: 1.25rem}
+    #ed {height: 350px !important}
+    #loop, #loop > * {flex-wrap: nowrap; min-width: 0 !important}
 }
 footer {display: none !important}
 """
