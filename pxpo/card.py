@@ -138,8 +138,11 @@ def write_folder(run: Run, folder: Path, *, repo: str = "", with_base: bool = Fa
     return folder
 
 
-def score_curve(run: Run) -> Figure | None:
-    """The last reward by update, on this seed and on held-out ones; None before the first one."""
+def score_curve(run: Run, *, clear: bool = False) -> Figure | None:
+    """The last reward by update, on this seed and on held-out ones; None before the first one.
+
+    clear: as `reward_curve` takes it.
+    """
     scores = run.latest
     if len(scores) < 2:
         return None
@@ -151,7 +154,8 @@ def score_curve(run: Run) -> Figure | None:
         lines["held-out prompts"] = (
             [one.held_out_prompts or 0.0 for one in scores], [0.0] * len(scores),
         )  # fmt: skip
-    return reward_curve(lines, f"Reward: {run.reward.name if run.reward else ''}")
+    title = f"Reward: {run.reward.name if run.reward else ''}"
+    return reward_curve(lines, title, clear=clear)
 
 
 def _name_of(update: Update) -> str:

@@ -206,7 +206,7 @@ class Studio:
 
     def curve(self, run: Run) -> Any:
         """The figure of the last reward by update, None before the first one."""
-        return score_curve(run)
+        return score_curve(run, clear=True)
 
     def run(self, run_id: str) -> Run:
         """The run of this name; RunError when there is none (any more)."""

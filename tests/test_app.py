@@ -320,12 +320,16 @@ def test_a_page_s_step_goes_on_with_the_wish_and_run_ends_where_it_is_met(plain,
 
 def test_a_visitor_presses_step_and_sees_the_model_change(page, studio):
     picture, sent = newest(page), []
-    assert red_on(page) > 0.5
+    assert page.locator("#history img").count() == 6 and page.locator("#others img").is_visible()
     page.on("request", lambda r: sent.append(r.url) if "/upload" in r.url else None)
-    press(page, "step", "Step 1 ·")
+    take_red(page)
+    stroke(page, 0.1, 0.1, 0.4, 0.1)
+    assert red_on(page) > 0.5
+    press(page, "step", r"Step 6 · wish .* · other seeds .* changed outside the paint .* s$")
     assert len(sent) < 20  # the canvas, before and after: not again at each sign of progress
-    ((green, red),) = wish(studio)
-    assert green > 0 and red > 0
+    first, (green, red) = wish(studio)
+    assert first[0] > 0 and first[1] > 0 and green == 0 and red > 0
+    assert studio.opening.count == 5 and not studio.opening.id  # others find it as it was
     assert newest(page) != picture
     for part in ("#curve img", "#heat img", "#history img >> nth=1"):
         page.locator(part).wait_for(timeout=PATIENCE)
@@ -492,6 +496,69 @@ def test_reloading_finds_the_run_and_its_wish(sketch, studio):
     sketch.locator("#heat img").wait_for(timeout=PATIENCE)
     press(sketch, "step", "Step 2 ·")
     assert wish(studio) == before and len(before) == 1
+
+
+@pytest.mark.slow
+def test_a_reload_brings_back_prompt_and_settings_too(page):
+    page.locator("button.example", has_text="red taxi").click()
+    says(page, "^Paint what you want")
+    assert page.get_by_role("tab", name="Colour").get_attribute("aria-selected") == "true"
+    page.get_by_role("button", name="Prompt and settings").click()
+    page.wait_for_timeout(500)
+    page.get_by_label("DDIM steps").fill(str(FEW))
+    page.locator("#strength input[type=number]").fill("0.06")
+    page.locator("#strength input[type=number]").press("Tab")
+    page.locator("#color-color input").fill("green")
+    page.locator("#color-color input").press("Enter")
+    press(page, "fresh", "^Paint what you want")
+    press(page, "step", "Step 1 · reward")
+    page.reload()
+    says(page, "Here is your run again, at step 1")
+    settle(page)
+    assert page.get_by_role("tab", name="Colour").get_attribute("aria-selected") == "true"
+    assert page.locator("#color-color input").input_value() == "green"
+    assert page.locator("#strength input[type=number]").input_value() == "0.06"
+    page.get_by_role("button", name="Prompt and settings").click()
+    page.wait_for_timeout(500)
+    assert page.locator("#prompt textarea").input_value() == "red taxi in traffic"
+    assert page.get_by_label("DDIM steps").input_value() == str(FEW)
+    press(page, "reset", "At step 0")  # of this run, not of another prompt's
+
+
+@pytest.mark.slow
+def test_a_tab_that_another_one_has_overtaken_is_told_so_and_catches_up(sketch, studio):
+    other = sketch.context.new_page()
+    other.goto(sketch.url)
+    says(other, "Here is your run again, at step 0")
+    press(sketch, "step", "Step 1 ·")
+    press(other, "back", "gone on in another tab: here it is, at step 1")
+    assert run_of(studio).count == 1
+    press(other, "step", "Step 2 ·")
+    press(sketch, "forget", "gone on in another tab: here it is, at step 2")
+    assert wish(studio)
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_a_new_picture_s_fields_is_said_there(page):
+    page.get_by_role("button", name="Prompt and settings").click()
+    page.wait_for_timeout(500)
+    assert page.locator("#words").get_by_text("words it knows").is_visible()
+    for label, value, words in (
+        ("Seed", "1.5", "whole number"), ("Seed", str(2**60), "the most it can be"),
+        ("DDIM steps", "1001", "1000"), ("Guidance", "99", "30"), ("LoRA rank", "0", "least"),
+    ):  # fmt: skip
+        field = page.get_by_label(label)
+        before = field.input_value()
+        field.fill(value)
+        field.press("Tab")
+        page.locator("#fresh").click()
+        page.locator(".validation-error, [class*=error]", has_text=words).first.wait_for(
+            timeout=PATIENCE
+        )
+        field.fill(before)
+        field.press("Tab")
+    page.locator("#prompt textarea").fill("lake 🏔 " + "trees " * 40)
+    press(page, "fresh", "never learnt the word 🏔. The prompt is too long; this is not read: trees")
 
 
 @pytest.mark.slow

@@ -68,7 +68,8 @@ button.example .button-icon {width: 100%; max-width: 112px; height: auto; margin
 #history .caption-label {font-size: 0.7rem; padding: 0 0.3rem}
 #fresh {align-self: end}
 #slider {max-width: 400px; margin: 0 auto}
-#strength :is(.min_value, .max_value) {color: var(--block-info-text-color)}
+:is(#others, #heat) [data-testid="block-label"] {position: static; margin: 0.4rem}
+:is(#strength, #hold) :is(.min_value, .max_value) {color: var(--block-info-text-color)}
 #tabs button {padding-inline: 0.5rem}
 :root {--color-accent: var(--primary-600)}
 .dark {--color-accent: var(--primary-400)}
