@@ -65,6 +65,7 @@ def visit(browser, address):
         page.on("request", lambda r: strangers.append(r.url) if outside(r.url) else None)
         page.goto(address)
         says(page, "Painted once")
+        page.locator("#heat img").wait_for(timeout=PATIENCE)  # the last that comes
         settle(page)
         return page
 

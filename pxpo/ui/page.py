@@ -138,7 +138,7 @@ class Page:
                 info="how far a step moves the model", min_width=150,
             )  # fmt: skip
             self.hold = gr.Slider(
-                0.0, 1.0, Settings.hold, step=0.05, label="Keep the rest", elem_id="hold",
+                0.0, 10.0, Settings.hold, step=0.1, label="Keep the rest", elem_id="hold",
                 info="what no paint speaks of", min_width=150,
             )  # fmt: skip
 
