@@ -17,6 +17,7 @@ from pxpo.store import pack
 from pxpo.studio import Studio
 
 ROOT = Path(__file__).resolve().parents[1]
+MANUAL = ROOT / "assets" / "MANUAL.md"
 SMALL = ["--steps", "2", "--images", "2", "--shown", "2", "--rank", "2", "--updates", "1"]
 IMAGES = torch.rand((2, 3, 4, 6), generator=torch.Generator().manual_seed(0))
 CODE = Tools(code=True)
@@ -37,8 +38,8 @@ def small(model_folder: Path, out: Path, *arguments: str) -> int:
     return cli.main([*arguments, "--model", str(model_folder), "--out", str(out), *SMALL])
 
 
-def test_the_readme_s_example_works_and_is_resumed(here, model_folder):
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("### A reward of your own")[1]
+def test_the_manual_s_example_works_and_is_resumed(here, model_folder):
+    section = MANUAL.read_text(encoding="utf-8").split("### A reward of your own")[1]
     code, commands = re.findall(r"```(?:python|sh)\n(.*?)```", section, re.DOTALL)[:2]
     (here / "mine.py").write_text(code)
     names = ["sharpness of mine.py", "10 × sharpness of mine.py + 0.5 × less blue"]

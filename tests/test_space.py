@@ -89,15 +89,15 @@ def test_a_space_takes_every_file_without_lfs():
 
 
 def commands() -> list[str]:
-    """The README's lines that push the Space."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    return re.findall(r"^hf .*OWNER/pxpo-studio.*$", readme, re.M)
+    """The manual's lines that push the Space."""
+    manual = (ROOT / "assets" / "MANUAL.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.findall(r"^hf .*OWNER/pxpo-studio.*$", manual, re.M)
 
 
 @pytest.mark.skipif(
     not (TINY_WORLD / "model_index.json").exists(), reason="Tiny World has not been made"
 )
-def test_the_readme_s_commands_push_the_space_and_it_starts_from_what_arrived(tmp_path):
+def test_the_manual_s_commands_push_the_space_and_it_starts_from_what_arrived(tmp_path):
     hub = Hub()
     hub.tokens[SECRET] = {"name": "ada", "orgs": [], "rights": ["write"]}
     here, there = tmp_path / "here", tmp_path / "there"

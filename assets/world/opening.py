@@ -2,7 +2,8 @@
 
 A real run of the page's own code: the strokes below are painted on the first example's picture, and
 STEPS steps are learnt from them. The optimizer's state, two thirds of its size, is kept of the last
-step alone. Beside it the pictures of all examples, before anything is learnt.
+step alone. Beside it the pictures of all examples, before anything is learnt, and the README's
+drawing of how it works.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+from torch.nn.functional import interpolate
 
-from pxpo import RewardSpec, Segmenter, finish, load_model, save_run
+from pxpo import RewardSpec, Run, Segmenter, finish, judge_of, load_model, save_run
+from pxpo.credit import latent_credit
+from pxpo.embedded import ASSETS, OPENING
 from pxpo.embedded import EXAMPLES as PICTURES
-from pxpo.embedded import OPENING
-from pxpo.plots import to_picture
+from pxpo.plots import heat_map, strip, to_picture
+from pxpo.rewards.painting import FULL
 from pxpo.studio import Studio
 from pxpo.ui.events import EXAMPLES
 
+FIGURE = ASSETS / "figures" / "how.jpg"
 STEPS = 5
 SIDE, WIDTH = 512, 28  # pixels of the canvas, and of the brush
 STROKES = {
@@ -55,7 +60,33 @@ def main() -> None:
     shutil.rmtree(OPENING, ignore_errors=True)
     *earlier, last = run.updates
     updates = (*(replace(one, optimizer={}) for one in earlier), last)
-    save_run(replace(run, id="", updates=updates), OPENING)
+    run = replace(run, id="", updates=updates)
+    save_run(run, OPENING)
+    how_it_works(run, studio).save(FIGURE, quality=88)
+
+
+def how_it_works(run: Run, studio: Studio) -> Image.Image:
+    """The way from the paint to what is learnt, in pictures of the run."""
+    judge = judge_of(run, studio.model, studio.tools)
+    before, now = (one.shown.permute(0, 3, 1, 2) / 255 for one in (run.updates[0], run.updates[-1]))
+    painted = run.painted[0].paint[None]
+    reward = run.updates[1].latent_reward[:, None]
+    credit = interpolate(latent_credit(reward[:, 0], run.settings)[:, None], run.size)[:, 0]
+    row = [
+        heat_map(before[0], interpolate(painted[None], run.size)[0, 0]),
+        heat_map(before[2], judge(before)[2], FULL),
+        heat_map(before[0], credit[0], 4),
+        to_picture(now[0]),
+        to_picture(now[2]),
+    ]
+    titles = [
+        "painted once",
+        "what that means",
+        "credit by pixel",
+        f"{run.count} steps on",
+        "elsewhere",
+    ]
+    return strip([row], titles, side=220)
 
 
 if __name__ == "__main__":
