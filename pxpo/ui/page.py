@@ -376,9 +376,9 @@ class Page:
                     for shown in work(*values):
                         yield {**self.by_part(shown), self.unfinished: True}
                 yield {self.unfinished: False}
-            except gr.Error as error:
+            except gr.Error as error:  # raised here it would cover the status
+                gr.Warning(error.message, duration=6)
                 yield {self.status: error.message, self.unfinished: None}
-                raise
 
         return self.studio.thread.wrap(event)
 
