@@ -121,6 +121,7 @@ class Studio:
         self.most_bytes, self.thread = most_bytes, thread or ModelThread()
         self._begin = lend(functools.partial(begin, model))
         self._updated, self._judged_picture = lend(self._update), lend(self._judge_picture)
+        self._classified = lend(self._classify)
         self._recent: OrderedDict[str, Run] = OrderedDict()
         self._begun: dict[Settings, Run] = {}
         self._lock = threading.Lock()
@@ -188,6 +189,10 @@ class Studio:
         """What a reward says of the run's picture, laid over it; also while another run learns."""
         reward_map = finish(self._judged_picture(replace(run, reward=reward)))
         return heat_map(run.picture, reward_map, FULL if reward.by_hand else None)
+
+    def classes(self, picture: Tensor) -> Tensor:
+        """What the segmenter takes each pixel for, (H, W) long; picture: (3, H, W) in [0, 1]."""
+        return finish(self._classified(picture))
 
     def curve(self, run: Run) -> Any:
         """The figure of the last reward by update, None before the first one."""
@@ -272,6 +277,10 @@ class Studio:
         """The map (H, W) of the run's picture by its reward."""
         yield from ()
         return judge_of(run, self.model, self.tools)(run.picture[None])[0]
+
+    def _classify(self, picture: Tensor) -> Generator[Progress, None, Tensor]:
+        yield from ()
+        return self.segmenter.classes(picture[None])[0]
 
     def _judged(
         self, run: Run, reward: RewardSpec, judge: Reward, anew: bool

@@ -19,6 +19,7 @@ from ..studio import MOST_UPDATES, Studio
 from . import api
 from .canvas import Canvas, sketch
 from .events import EXAMPLES, Events, Shown
+from .masks import MoreWays
 from .parts import CSS, chip, errors_as_messages, offer, opening_example, setting, theme
 from .rewards import RewardTabs
 
@@ -75,6 +76,7 @@ class Page:
         with gr.Row():
             with gr.Column(scale=11, min_width=320):
                 self.canvas = Canvas(self.studio, self.example)
+                self.ways = MoreWays(self.canvas)
             with gr.Column(scale=9, min_width=320):
                 self.layout_loop()
         self.layout_results()
@@ -199,6 +201,7 @@ class Page:
         self.wire_work(page)
         self.wire_refresh()
         self.canvas.wire(self.run, **self.quiet)
+        self.ways.wire(self.run, **self.quiet)
         self.wire_files()
 
     def wire_work(self, page: gr.Blocks) -> None:
@@ -214,9 +217,13 @@ class Page:
             return events.back(run, thumbnail.index)
 
         learning = self.wire_learning(working)
+        # First what the wish has heard leaves the canvas: forgotten, it would be new again.
+        unpainted = self.canvas.empty(
+            self.forget_button.click, self.run, gr.State((0, True)), **self.quiet
+        )
         keeping_paint = (  # but for what the wish has heard
             *learning,
-            self.forget_button.click(on_page(events.forget_wish), self.run, **working),
+            unpainted.then(on_page(events.forget_wish), self.run, **working),
             self.back_button.click(on_page(events.back), self.run, **working),
             self.history.select(on_page(back_to), self.run, **working),
         )
@@ -327,6 +334,7 @@ class Page:
             )  # fmt: skip
 
         renewed = self.canvas.renew(self.ended.change, self.run, self.ended, **self.quiet)
+        self.ways.renew(renewed.then, self.run, **self.quiet)
         show_heat(renewed.then)
         self.tabs.on_change(show_heat, **self.quiet)
 

@@ -112,10 +112,14 @@ def large(image: Tensor) -> Image.Image:
     return picture.resize(on_canvas(*picture.size), Image.Resampling.LANCZOS)
 
 
-def served(picture: Image.Image) -> str:
-    """A file in Gradio's cache, written once; Gradio would do so again while a browser reads it."""
-    name = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-    file = Path(get_upload_folder()) / "pxpo" / f"{name}.png"
+def served(picture: Image.Image, name: str = "") -> str:
+    """A file in Gradio's cache, written once; Gradio would do so again while a browser reads it.
+
+    name: what a browser that downloads it calls it.
+    """
+    unique = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+    folder = Path(get_upload_folder()) / "pxpo"
+    file = folder / unique / f"{name}.png" if name else folder / f"{unique}.png"
     if file.exists():
         file.touch()  # so that `delete_cache` takes it for new
     else:
