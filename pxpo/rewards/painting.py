@@ -164,16 +164,20 @@ def as_paint(strokes: Tensor) -> Image.Image:
 
 
 def whole_things(strokes: Tensor, classes: Tensor) -> Tensor:
-    """The map (H, W) with each of the `strokes` (H, W) grown, or cut, to the one thing that most of
-    it lies on; classes: (H, W) long, a segmenter's of the picture under them."""
-    numbers = things(classes)
-    grown = torch.zeros_like(strokes)
+    """The map (H, W) with each of the `strokes` (H, W) grown, or cut, to whole things: the one that
+    most of it lies on, and those that it mostly covers.
+
+    classes: (H, W) long, a segmenter's of the picture under them.
+    """
+    numbers, grown = things(classes), torch.zeros_like(strokes)
+    sizes = numbers.flatten().bincount()
     for colour in (FULL, -FULL):
         marked = connected(strokes * colour > 0)
         under = torch.stack([marked, numbers])[:, marked > 0]  # (2, pixels)
-        pairs, sizes = under.unique(dim=1, return_counts=True)
-        chosen = dict(pairs[:, sizes.argsort()].T.tolist())  # the largest comes last, and stays
-        grown[torch.isin(numbers, torch.tensor([*chosen.values()]))] = colour
+        pairs, common = under.unique(dim=1, return_counts=True)
+        covered = pairs[1][2 * common > sizes[pairs[1]]]
+        main = dict(pairs[:, common.argsort()].T.tolist())  # the largest comes last, and stays
+        grown[torch.isin(numbers, torch.tensor([*main.values(), *covered]))] = colour
     return grown
 
 

@@ -32,12 +32,12 @@ class MoreWays:
         self.canvas, self.studio = canvas, canvas.studio
         small: dict[str, Any] = {"size": "md", "min_width": 120}
         self.is_open = gr.State(False)
-        with gr.Accordion(
-            "More ways to paint: whole things, masks", open=False, elem_id="ways"
-        ) as self.panel:
+        with gr.Accordion("More ways to paint", open=False, elem_id="ways") as self.panel:
             gr.Markdown("Dab on a tree, a lake, anything, and let the dabs grow; or choose it.")
             with gr.Row(equal_height=True):
-                self.grow = gr.Button("Grow into whole things", elem_id="grow", **small)
+                self.grow = gr.Button(
+                    "Grow into whole things", size="md", min_width=200, elem_id="grow"
+                )
                 self.name = gr.Dropdown(
                     label="Found in the picture", container=False, min_width=120, elem_id="named"
                 )
@@ -48,7 +48,7 @@ class MoreWays:
                 self.upload = gr.UploadButton(
                     "Upload a mask", file_types=["image"], elem_id="upload-mask", **small
                 )
-                self.download = gr.Button("Download it", elem_id="save-paint", **small)
+                self.download = gr.Button("Download paint", elem_id="save-paint", **small)
         self.file = gr.DownloadButton(visible="hidden", elem_id="paint-file")
 
     def wire(self, run: gr.BrowserState, **quiet: Any) -> None:
@@ -71,14 +71,14 @@ class MoreWays:
 
     def renew(self, listen: Callable[..., Any], run: gr.BrowserState, **quiet: Any) -> None:
         """An event that lists what is found in the run's picture, once anybody looks."""
-        listen(self._wrap(self.listed), [run, self.is_open], self.name, **quiet)
+        listen(self._wrap(self.listed), [run, self.is_open, self.name], self.name, **quiet)
 
-    def listed(self, run: str, is_open: bool) -> Any:
+    def listed(self, run: str, is_open: bool, name: str | None) -> Any:
         picture = self.canvas.picture(run) if is_open else None
         if picture is None:
             return gr.skip()
         found = self.studio.segmenter.found(self.studio.classes(to_tensor(picture)))
-        return gr.Dropdown(found, value=found[0])
+        return gr.Dropdown(found, value=name if name in found else found[0])
 
     # What is made of the strokes (H, W) on a picture (3, H, W) in [0, 1].
 

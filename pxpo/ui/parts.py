@@ -35,6 +35,7 @@ CSS = """
 #history .grid-wrap {padding-top: 2.6rem}
 #history .caption-label {font-size: 0.7rem; padding: 0 0.3rem}
 #fresh {align-self: end}
+#named {border: 1px solid var(--border-color-primary); border-radius: var(--button-large-radius)}
 #slider {max-width: 400px; margin: 0 auto}
 #strength :is(.min_value, .max_value) {color: var(--block-info-text-color)}
 #tabs button {padding-inline: 0.5rem}
