@@ -124,6 +124,7 @@ class Studio:
         self.most_bytes, self.thread = most_bytes, thread or ModelThread()
         self._begin = lend(functools.partial(begin, model))
         self._updated, self._judged_shown = lend(self._update), lend(self._judge_shown)
+        self._classified = lend(self._classify)
         self._recent: OrderedDict[str, Run] = OrderedDict()
         self._begun: dict[Settings, Run] = {}
         self._lock = threading.Lock()
@@ -203,6 +204,10 @@ class Studio:
         if reward.by_hand:
             return heat_map(run.picture, maps[0], FULL)
         return heat_map(run.picture, maps[0] - maps.mean(0))
+
+    def classes(self, picture: Tensor) -> Tensor:
+        """What the segmenter takes each pixel for, (H, W) long; picture: (3, H, W) in [0, 1]."""
+        return finish(self._classified(picture))
 
     def curve(self, run: Run) -> Any:
         """The figure of the last reward by update, None before the first one."""
@@ -293,6 +298,10 @@ class Studio:
         if run.reward and run.reward.by_hand:
             shown = shown[:1]
         return judge_of(run, self.model, self.tools)(shown.permute(0, 3, 1, 2) / 255)
+
+    def _classify(self, picture: Tensor) -> Generator[Progress, None, Tensor]:
+        yield from ()
+        return self.segmenter.classes(picture[None])[0]
 
     def _judged(
         self, run: Run, reward: RewardSpec, judge: Reward, anew: bool

@@ -17,7 +17,7 @@ from .base import (
     resolved,
 )
 from .color import ColorReward
-from .painting import open_picture, paint_by_label, painted_map
+from .painting import as_paint, open_picture, paint_by_label, painted_map, whole_things
 from .segmentation import Segmenter, SegmentReward
 from .wish import Painted, Wish, add_paint
 
@@ -46,9 +46,11 @@ __all__ = [
     "Tools",
     "Wish",
     "add_paint",
+    "as_paint",
     "checked_maps",
     "open_picture",
     "paint_by_label",
     "painted_map",
     "resolved",
+    "whole_things",
 ]

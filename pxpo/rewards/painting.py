@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..errors import RewardError
 from .base import Option, Reward, RewardKind, Tools
-from .segmentation import SEGMENTER, Segmenter, labels_of
+from .segmentation import SEGMENTER, Segmenter, connected, labels_of, things
 
 FULL = 2.0  # what a stroke says, for or against
 SATURATED = 0.35  # a stroke's colour exceeds the other two by this much; a tinted grey's does not
@@ -23,6 +23,7 @@ GREY = 0.01  # how far apart the channels of a grey may be
 STRANGE = 0.1  # share of a picture that may be neither paint nor blank
 MOST_PIXELS = 2**23  # of a painted picture: one in 4K, of which a quarter of a GB is made here
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # others run programs, as EPS does
+GREEN, RED = (0, 255, 0, 153), (255, 0, 0, 153)  # RGBA of the page's brush
 READABLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's modes
 
 
@@ -47,12 +48,14 @@ def open_picture(source: Path | BinaryIO) -> Image.Image:
         raise RewardError(f"the picture cannot be read ({error}); save it as a PNG.") from error
 
 
-def painted_map(paint: Image.Image | np.ndarray | Tensor, picture: Tensor | None = None) -> Tensor:
+def painted_map(
+    paint: Image.Image | np.ndarray | Tensor, picture: Tensor | None = None, white: float = FULL
+) -> Tensor:
     """A reward map (H, W) in [-2, 2] from paint of any size.
 
     A colour picture, or an array (H, W, 3 or 4): strokes of a saturated green are +2, of a
     saturated red -2, whatever the brush's opacity; what is transparent, black, white or of another
-    colour is 0. A picture in greys alone is a mask: white is +2, black is 0, as in any editor.
+    colour is 0. A picture in greys alone is a mask: white is `white`, black is 0, as in any editor.
     An array or tensor of two dimensions, or a picture of floats: taken as it is; it must be finite
     and within [-2, 2].
 
@@ -61,13 +64,13 @@ def painted_map(paint: Image.Image | np.ndarray | Tensor, picture: Tensor | None
     Raises RewardError for what is no paint, with the way out.
     """
     if isinstance(paint, Image.Image) and paint.mode != "F":
-        return _strokes(_rgba(paint), picture)
+        return _strokes(_rgba(paint), picture, white)
     values = torch.tensor(np.array(paint))
     if values.ndim == 3 and values.shape[2] in (3, 4):
         colours = values if values.is_floating_point() else values / 255
         if values.shape[2] == 3:
             colours = torch.cat([colours, torch.ones_like(colours[..., :1])], dim=2)
-        return _strokes(colours.float(), picture)
+        return _strokes(colours.float(), picture, white)
     if values.ndim != 2:
         raise RewardError(
             f"the paint has the shape {tuple(values.shape)}; it must be a picture, or (H, W)."
@@ -96,7 +99,7 @@ def _rgba(paint: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(paint.convert("RGBA"), dtype=np.float32) / 255)
 
 
-def _strokes(colours: Tensor, picture: Tensor | None) -> Tensor:
+def _strokes(colours: Tensor, picture: Tensor | None, white: float) -> Tensor:
     """The map (H, W) of the strokes in `colours` (H, W, 4) in [0, 1]."""
     red, green, blue, alpha = colours.unbind(2)
     there = alpha > 0
@@ -112,7 +115,7 @@ def _strokes(colours: Tensor, picture: Tensor | None) -> Tensor:
                 f"this picture is in greys, {1 - blank.float().mean():.0%} of it neither black nor "
                 "white; in greys, paint is a mask, white on black. Or paint green and red."
             )
-        mask = FULL * brightest * (brightest > NEARLY) * there
+        mask = white * brightest * (brightest > NEARLY) * there
         return mask if (mask == 0).any() else torch.zeros_like(mask)  # all white is an empty page
     if ((paint == 0) & ~blank).float().mean() > STRANGE:
         if picture is None:
@@ -149,6 +152,33 @@ def _opened(mask: Tensor) -> Tensor:
     """`mask` (H, W) without what is thinner than three pixels."""
     solid = -F.max_pool2d(-mask[None].float(), 3, 1, 1)
     return F.max_pool2d(solid, 3, 1, 1)[0] > 0
+
+
+def as_paint(strokes: Tensor) -> Image.Image:
+    """A map (H, W) in [-2, 2] as a picture (RGBA) that `painted_map` reads: what says at least half
+    of a stroke is one, green or red on a transparent ground."""
+    colours = torch.zeros(*strokes.shape, 4, dtype=torch.uint8)
+    colours[strokes >= FULL / 2] = torch.tensor(GREEN, dtype=torch.uint8)
+    colours[strokes <= -FULL / 2] = torch.tensor(RED, dtype=torch.uint8)
+    return Image.fromarray(colours.numpy())
+
+
+def whole_things(strokes: Tensor, classes: Tensor) -> Tensor:
+    """The map (H, W) with each of the `strokes` (H, W) grown, or cut, to whole things: the one that
+    most of it lies on, and those that it mostly covers.
+
+    classes: (H, W) long, a segmenter's of the picture under them.
+    """
+    numbers, grown = things(classes), torch.zeros_like(strokes)
+    sizes = numbers.flatten().bincount()
+    for colour in (FULL, -FULL):
+        marked = connected(strokes * colour > 0)
+        under = torch.stack([marked, numbers])[:, marked > 0]  # (2, pixels)
+        pairs, common = under.unique(dim=1, return_counts=True)
+        covered = pairs[1][2 * common > sizes[pairs[1]]]
+        main = dict(pairs[:, common.argsort()].T.tolist())  # the largest comes last, and stays
+        grown[torch.isin(numbers, torch.tensor([*main.values(), *covered]))] = colour
+    return grown
 
 
 def paint_by_label(

@@ -18,6 +18,8 @@ from .base import MORE, Option, RewardKind, Tools, more_or_less, resolved
 CLOTHES = "mattmdjaga/segformer_b2_clothes"
 """The paper's segmenter, for photographs of people."""
 
+SPECK = 0.001  # share of a picture; what is smaller is no thing to be named
+
 
 class Segmenter:
     """Any semantic segmentation model of transformers, from a folder or the Hub.
@@ -65,6 +67,33 @@ class Segmenter:
     def classes(self, images: Tensor) -> Tensor:
         """The likeliest class of each pixel, (B, H, W) long."""
         return self.probabilities(images).argmax(1)
+
+    def found(self, classes: Tensor) -> list[str]:
+        """The labels of what there is in `classes` (H, W) long, the largest first."""
+        shares = classes.flatten().bincount(minlength=len(self.labels)) / classes.numel()
+        largest_first = shares.argsort(descending=True, stable=True).tolist()
+        return [self.labels[index] for index in largest_first if shares[index] >= SPECK]
+
+
+def connected(mask: Tensor) -> Tensor:
+    """(H, W) long: pixels of `mask` (H, W) bool that touch, corners too, have one number above 0;
+    other parts of it have others, and all else is 0."""
+    every = torch.arange(mask.numel() + 1)
+    own = every[1:].view(mask.shape) * mask
+    while True:
+        # Each part takes the largest number that it touches, and at once the one which that takes.
+        touched = F.max_pool2d(own[None].double(), 3, 1, 1)[0].long() * mask
+        larger = every.scatter_reduce(0, own.flatten(), touched.flatten(), "amax")
+        while not torch.equal(larger, larger[larger]):
+            larger = larger[larger]
+        if torch.equal(larger[own], own):
+            return own
+        own = larger[own]
+
+
+def things(classes: Tensor) -> Tensor:
+    """(H, W) long: a number for each connected thing of one class in `classes` (H, W) long."""
+    return sum((connected(classes == one) for one in classes.unique()), torch.zeros_like(classes))
 
 
 @dataclass(frozen=True)

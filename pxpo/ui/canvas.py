@@ -21,17 +21,21 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
-from ..rewards import painted_map
+from ..rewards import as_paint, painted_map
 from ..rewards.wish import shrunk
 from ..run import Run
 from ..studio import Studio
-from .parts import errors_as_messages, large, on_canvas, served
+from .parts import errors_as_messages, large, on_canvas, refusal, served
 
 PLUS, MINUS = "+ more (green)", "− less (red)"
 GREEN, RED = ("#00FF00", 0.6), ("#FF0000", 0.6)
+WIDTH = 28  # of a stroke, in pixels of the canvas: a tree's crown is wider
 SETTLING = 10.0  # seconds that the editor may take to show what it was given
 
 Waiting = tuple[Image.Image | None, float] | None
@@ -55,11 +59,22 @@ def sketch(value: dict[str, Any] | None, waiting: Waiting) -> Image.Image | None
 def brush(choice: str) -> gr.Brush:
     return gr.Brush(
         colors=[GREEN, RED], default_color=GREEN if choice == PLUS else RED, color_mode="fixed",
-        default_size=40,
+        default_size=WIDTH // 2,  # a radius, as the eraser's
     )  # fmt: skip
 
 
-def without(paint: Image.Image, heard: torch.Tensor) -> Image.Image | None:
+def to_tensor(picture: Image.Image) -> Tensor:
+    """(3, H, W) in [0, 1]."""
+    pixels = np.array(picture.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
+
+def fitted(strokes: Tensor, picture: Tensor) -> Tensor:
+    """The map `strokes` (H', W') in the size of the picture (..., H, W)."""
+    return F.interpolate(strokes[None, None], picture.shape[-2:])[0, 0]
+
+
+def without(paint: Image.Image, heard: Tensor) -> Image.Image | None:
     """The strokes that say anything else than the map `heard` (H, W) does there; None without."""
     strokes = shrunk(painted_map(paint), heard.shape)
     if strokes.shape != heard.shape:
@@ -84,11 +99,12 @@ class Canvas:
         self.editor = gr.ImageEditor(
             type="pil", sources=(), transforms=(), layers=False, format="png",
             canvas_size=on_canvas(width, height), fixed_canvas=True, brush=brush(PLUS),
-            eraser=gr.Eraser(24), label="The picture to paint on", show_label=False,
+            eraser=gr.Eraser(WIDTH // 2), label="The picture to paint on", show_label=False,
             elem_id="ed", height=560,
         )  # fmt: skip
         self.drawn = gr.ImageEditor(type="pil", visible=False)
         self.waiting = gr.State()
+        self.before = gr.State()  # the strokes before the last change of them, or None
         # How many updates the picture has behind it that is on the editor, and that was in `drawn`.
         self.shown, self.drawn_on = (gr.Number(0, precision=0, visible=False) for _ in range(2))
         self.inputs = [self.drawn, self.waiting, self.drawn_on]
@@ -113,17 +129,43 @@ class Canvas:
             js="(drawn, on) => [drawn, on]", **quiet,
         )  # fmt: skip
 
+    def empty(self, listen: Callable[..., Any], run: gr.BrowserState, ended: gr.State,
+              **quiet: Any) -> Any:  # fmt: skip
+        """Events that take the run's picture off the editor, to be renewed; as `renew` else."""
+        return self.read(listen, **quiet).then(
+            self._wrap(self._empty), [run, ended, *self.inputs], [self.waiting, self.editor],
+            **quiet,
+        )  # fmt: skip
+
     def renew(self, listen: Callable[..., Any], run: gr.BrowserState, ended: gr.State,
               **quiet: Any) -> Any:  # fmt: skip
         """Events that bring the run's picture, under the paint on the editor or none; ended:
         (anything, whether that paint stays). What the wish has heard of it never does."""
-        wrap = self._wrap
-        emptied = self.read(listen, **quiet).then(
-            wrap(self._empty), [run, ended, *self.inputs], [self.waiting, self.editor], **quiet
-        )
-        return emptied.then(
-            wrap(self._fill), [run, self.waiting], [self.waiting, self.shown, self.editor], **quiet
-        )
+        return self.empty(listen, run, ended, **quiet).then(
+            self._wrap(self._fill), [run, self.waiting],
+            [self.waiting, self.shown, self.before, self.editor], **quiet,
+        )  # fmt: skip
+
+    def change(self, listen: Callable[..., Any], run: gr.BrowserState,
+               work: Callable[..., Tensor], inputs: list[Any], **quiet: Any) -> None:  # fmt: skip
+        """Events that put in place of the strokes what `work` makes of them, from their map
+        (H, W), the picture (3, H, W) in [0, 1] under them and the values of `inputs`."""
+
+        def changed(run: str, *values: Any) -> tuple[Waiting, None, Tensor]:
+            if (shown := self.picture(run)) is None:
+                raise refusal("There is no picture to paint on yet.")
+            picture, paint = to_tensor(shown), self.paint(run, *values[:3])
+            strokes = fitted(painted_map(paint), picture) if paint else 0 * picture[0]
+            after = work(strokes, picture, *values[3:])
+            return (as_paint(after) if after.any() else None, math.inf), None, strokes
+
+        self.read(listen, **quiet).then(
+            self._wrap(changed), [run, *self.inputs, *inputs],
+            [self.waiting, self.editor, self.before], **quiet,
+        ).success(
+            self._wrap(self._show), [run, self.waiting], [self.waiting, self.shown, self.editor],
+            **quiet,
+        )  # fmt: skip
 
     def wire(self, run: gr.BrowserState, **quiet: Any) -> None:
         """Connect the brush and the clear button."""
@@ -141,7 +183,11 @@ class Canvas:
         paint = self.paint(run, *values) if stays else None
         return (paint, math.inf), None if self._run(run) else gr.skip()
 
-    def _fill(
+    def _fill(self, run: str, waiting: tuple[Image.Image | None, float]) -> tuple[Any, ...]:
+        until, shown, value = self._show(run, waiting)
+        return until, shown, None, value
+
+    def _show(
         self, run: str, waiting: tuple[Image.Image | None, float]
     ) -> tuple[Waiting, int, Any]:
         paint, _ = waiting
@@ -156,8 +202,14 @@ class Canvas:
         """The run of this name; of none the opening one, if there is one."""
         return self.studio.run(run_id) if run_id else self.studio.opening
 
+    def picture(self, run_id: str) -> Image.Image | None:
+        """The run's picture in the canvas's size; None where there is none."""
+        run = self._run(run_id)
+        return large(run.picture) if run else None
+
     def _value(self, run: Run | None, paint: Image.Image | None) -> dict[str, Any]:
         """The editor's: the run's picture under the paint. It would show a `composite` alone."""
-        picture = served(large(run.picture)) if run else None
+        picture = large(run.picture) if run else None
         layers = [served(paint)] if paint else []
-        return {"background": picture, "layers": layers, "composite": None}
+        return {"background": served(picture) if picture else None, "layers": layers,
+                "composite": None}  # fmt: skip

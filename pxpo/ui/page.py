@@ -20,6 +20,7 @@ from ..studio import MOST_UPDATES, Studio
 from . import api
 from .canvas import Canvas, sketch
 from .events import EXAMPLES, Events, Example, Place, Shown
+from .masks import MoreWays
 from .parts import (
     CSS,
     HELP,
@@ -88,6 +89,7 @@ class Page:
             with gr.Column(scale=11, min_width=320):
                 self.canvas = Canvas(self.studio)
                 self.layout_loop()
+                self.ways = MoreWays(self.canvas)
             with gr.Column(scale=9, min_width=320):
                 self.layout_choices()
         self.layout_results()
@@ -249,6 +251,7 @@ class Page:
         self.wire_work(page)
         self.wire_refresh()
         self.canvas.wire(self.run, **self.quiet)
+        self.ways.wire(self.run, **self.quiet)
         self.wire_files()
 
     def wire_work(self, page: gr.Blocks) -> None:
@@ -265,9 +268,13 @@ class Page:
             return events.go_to(run, thumbnail.index)
 
         learning = self.wire_learning(working)
+        # First what the wish has heard leaves the canvas: forgotten, it would be new again.
+        unpainted = self.canvas.empty(
+            self.forget_button.click, self.run, gr.State((0, True)), **self.quiet
+        )
         keeping_paint = (  # but for what the wish has heard
             *learning,
-            self.forget_button.click(going_on(events.forget_wish), at_run, **working),
+            unpainted.then(going_on(events.forget_wish), at_run, **working),
             self.back_button.click(going_on(events.back), at_run, **working),
             self.forward_button.click(going_on(events.forward), at_run, **working),
             self.reset_button.click(going_on(events.reset), at_run, **working),
@@ -429,6 +436,7 @@ class Page:
             )  # fmt: skip
 
         renewed = self.canvas.renew(self.ended.change, self.run, self.ended, **self.quiet)
+        self.ways.renew(renewed.then, self.run, **self.quiet)
         show_heat(renewed.then)
         self.tabs.on_change(show_heat, **self.quiet)
 

@@ -67,6 +67,7 @@ button.example .button-icon {width: 100%; max-width: 112px; height: auto; margin
 #history .grid-wrap {padding-top: 2.6rem}
 #history .caption-label {font-size: 0.7rem; padding: 0 0.3rem}
 #fresh {align-self: end}
+#named {border: 1px solid var(--border-color-primary); border-radius: var(--button-large-radius)}
 #slider {max-width: 400px; margin: 0 auto}
 :is(#others, #heat) [data-testid="block-label"] {position: static; margin: 0.4rem}
 :is(#strength, #hold) :is(.min_value, .max_value) {color: var(--block-info-text-color)}
@@ -155,10 +156,14 @@ def large(image: Tensor) -> Image.Image:
     return picture.resize(on_canvas(*picture.size), Image.Resampling.LANCZOS)
 
 
-def served(picture: Image.Image) -> str:
-    """A file in Gradio's cache, written once; Gradio would do so again while a browser reads it."""
-    name = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-    file = Path(get_upload_folder()) / "pxpo" / f"{name}.png"
+def served(picture: Image.Image, name: str = "") -> str:
+    """A file in Gradio's cache, written once; Gradio would do so again while a browser reads it.
+
+    name: what a browser that downloads it calls it.
+    """
+    unique = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+    folder = Path(get_upload_folder()) / "pxpo"
+    file = folder / unique / f"{name}.png" if name else folder / f"{unique}.png"
     if file.exists():
         file.touch()  # so that `delete_cache` takes it for new
     else:
