@@ -90,7 +90,7 @@ class Events:
             head = f"Step {self.studio.run(run_id).count + 1}"
             strokes = paint if reward.by_hand and number == 0 else None  # then they are the wish
             work = self.studio.step(
-                run_id, reward, strokes, strength=strength, images=images or None
+                run_id, reward, strokes, count=count, strength=strength, images=images or None
             )
             run = yield from self.progress(work, head, before)
             yield self.view(run, self.summary(run, time.monotonic() - began))
@@ -162,7 +162,7 @@ class Events:
         """Show where `work` stands, and the picture as it is denoised beside the one `before`."""
 
         def show(progress: Progress) -> Shown:
-            shown: Shown = {"status": f"{head}: {progress.phase} {progress.done}/{progress.total}"}
+            shown: Shown = {"status": f"{head}: {progress}"}
             if before and progress.phase == SHOWING and progress.latents is not None:
                 preview = self.studio.model.decode(progress.latents[:1])[0]
                 shown["slider"] = (before, served(large(preview)))
@@ -219,5 +219,5 @@ class Events:
             raise refusal("This is the example; press Step first.")
         with errors_as_messages():
             work = self.studio.push(run_id, repo, token=token, private=private, with_base=with_base)
-            link = yield from throttled(work, lambda at: f"{at.phase} {at.done}/{at.total}")
+            link = yield from throttled(work, str)
             yield f"Pushed: [{repo}]({link})"
