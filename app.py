@@ -21,11 +21,13 @@ from gradio.utils import get_space
 
 from pxpo import DiffusionModel, Segmenter, load_model
 from pxpo.embedded import TINY_WORLD
-from pxpo.errors import ModelError, SettingError
+from pxpo.errors import ModelError, RunError, SettingError
 from pxpo.models import leave_a_core
 from pxpo.rewards import resolved
 from pxpo.rewards.segmentation import CLOTHES
-from pxpo.studio import ModelThread, Studio
+from pxpo.store import keep_others_out
+from pxpo.studio import SHARED, Bounds, Studio
+from pxpo.turns import ModelThread
 from pxpo.ui.zerogpu import LENT, lent
 
 gc.freeze()  # nor is it looked for later
@@ -98,18 +100,23 @@ def main() -> None:
     # ZeroGPU stands in for the GPU, until one is lent, on the main thread alone.
     opened = open_models if LENT else partial(thread.call, open_models)
     try:
+        kept = keep_others_out(options.runs)  # first, as models take a while
         model, segmenter, note = opened(options.model, options.segmenter, size)
-    except SettingError as error:
+    except (SettingError, RunError) as error:
         sys.exit(f"app.py: {error}")
     usual = {"clipseg": options.clipseg} if options.clipseg else {}
-    studio = Studio(model, segmenter, options.runs, thread=thread, usual=usual, lend=lent)
+    alone = is_local(options.host) and not options.share
+    studio = Studio(
+        model, segmenter, options.runs, thread=thread, usual=usual, lend=lent,
+        bounds=Bounds() if alone else SHARED,
+    )  # fmt: skip
     if not LENT:
         thread.call(studio.pace.try_out)
-    own_token = options.own_token or (is_local(options.host) and not options.share)
-    launch(
-        Page(studio, note, own_token),
-        server_name=options.host, server_port=options.port, share=options.share,
-    )  # fmt: skip
+    with kept:
+        launch(
+            Page(studio, note, own_token=options.own_token or alone),
+            server_name=options.host, server_port=options.port, share=options.share,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

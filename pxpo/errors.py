@@ -54,6 +54,10 @@ class RunError(PxpoError):
     """A run that cannot be read, written or continued."""
 
 
+class BusyError(PxpoError):
+    """More people want something than can be served; it is to be asked for again."""
+
+
 class ProcessError(PxpoError):
     """Another of the processes that share the work is gone."""
 

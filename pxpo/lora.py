@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from peft import LoraConfig
@@ -65,6 +67,19 @@ class Lora:
                 f"The LoRA's matrices are {', '.join(self.weights) or 'none'}; they must be an A "
                 "and a B of each layer."
             )
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells its weights from others."""
+        return digest(self.weights.values())
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """A few characters that tell these values from others."""
+    hashed = hashlib.sha256()
+    for tensor in tensors:
+        hashed.update(tensor.contiguous().numpy().tobytes())
+    return hashed.hexdigest()[:12]
 
 
 def new_lora(model: DiffusionModel, rank: int, seed: int) -> Lora:

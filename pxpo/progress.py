@@ -16,12 +16,19 @@ class Progress:
     """Where a long piece of work stands, handed to the caller between two of its steps.
 
     latents: (B, C, h, w), the images as the model now expects them to become, while sampling.
+    ahead: how many come first, where it waits for its turn.
     """
 
     phase: str
     done: int
     total: int
     latents: Tensor | None = None
+    ahead: int = 0
+
+    def __str__(self) -> str:
+        if self.ahead:
+            return f"waiting for {self.ahead} other{'s' * (self.ahead > 1)}"
+        return f"{self.phase} {self.done}/{self.total}"
 
 
 def finish(work: Generator[Progress, None, Result]) -> Result:

@@ -131,7 +131,7 @@ def read_update(file: Path, record: UpdateRecord, first: Update | None) -> Updat
     settings = record.settings
 
     def kinds(found: Mapping[str, Kind]) -> dict[str, Kind]:
-        lora = _part(found, "lora.")
+        lora = part(found, "lora.")
         size, latent = _shape(found, "shown")[1:3], _shape(found, "latent_reward")[1:]
         if first is not None:
             lora = {name: ("F32", tuple(w.shape)) for name, w in first.lora.weights.items()}
@@ -148,7 +148,7 @@ def read_update(file: Path, record: UpdateRecord, first: Update | None) -> Updat
         return wanted
 
     tensors = _read(file, kinds)
-    weights, optimizer = (_part(tensors, prefix) for prefix in ("lora.", "optimizer."))
+    weights, optimizer = (part(tensors, prefix) for prefix in ("lora.", "optimizer."))
     if record.lora.rank != settings.rank:
         raise ValueError(f"the LoRA's rank is {record.lora.rank}, the settings' {settings.rank}")
     lora = Lora(record.lora.rank, record.lora.alpha, weights)
@@ -180,7 +180,7 @@ def read_painted(file: Path, record: Record, first: Update) -> tuple[Painted, ..
         return wanted
 
     tensors = _read(file, kinds)
-    maps, pictures = _part(tensors, "map."), _part(tensors, "picture.")
+    maps, pictures = part(tensors, "map."), part(tensors, "picture.")
     for number, paint in maps.items():
         if paint.abs().max() > FULL:
             raise ValueError(f"map.{number} reaches {paint.abs().max():g}; the most is {FULL:g}")
@@ -220,5 +220,6 @@ def _words(kind: Kind | None) -> str:
     return f"{kind[0]} of the shape {kind[1]}" if kind else "left out"
 
 
-def _part(of: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def part(of: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What has a name that begins so, by the rest of its name."""
     return {n.removeprefix(prefix): value for n, value in of.items() if n.startswith(prefix)}

@@ -8,7 +8,6 @@ lora/                             the finished LoRA, for people; not read again
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -16,16 +15,21 @@ import os
 import secrets
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from safetensors.torch import save as safetensors
 from torch import Tensor
 
 from .embedded import TINY_WORLD
 from .errors import PxpoError, RunError
-from .record import FORMAT, read_painted, read_record, read_update
+from .lora import digest
+from .record import FORMAT, part, read_painted, read_record, read_update
 from .rewards import Painted
 from .run import Run, Update
 
@@ -39,7 +43,7 @@ def new_folder(parent: Path, name: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise _cannot_save(folder, error) from error
+            raise cannot_save(folder, error) from error
         return folder
     raise AssertionError("unreachable")
 
@@ -61,7 +65,7 @@ def claim(folder: Path) -> Path:
         check_free(folder)
         raise
     except OSError as error:
-        raise _cannot_save(folder, error) from error
+        raise cannot_save(folder, error) from error
     return folder
 
 
@@ -95,10 +99,33 @@ def save_run(run: Run, folder: Path) -> None:
         kept = {
             folder / name for name in [*(one["file"] for one in updates), record["paint"] or ""]
         }
+    except OSError as error:
+        raise cannot_save(folder, error) from error
+    with suppress(OSError):  # the run is saved; what cannot be cleared away now will be next time
         for stale in {*(folder / "updates").iterdir()} - kept:
             stale.unlink()
-    except OSError as error:
-        raise _cannot_save(folder, error) from error
+
+
+def at_rest(run: Run, folder: Path) -> Run:
+    """The run that was just saved in `folder`, with its last update but one as it lies there.
+
+    What was read from a file takes no memory: the system reads it again when it is looked at. So a
+    run that rests after each update takes as much as its newest one.
+    """
+    if not run.count:
+        return run
+    *earlier, one, newest = run.updates
+    name, _ = _update_file(len(earlier), one)
+    try:
+        tensors = load_file(Path(folder) / name)
+    except (OSError, SafetensorError):
+        return run
+    lora, optimizer = (part(tensors, prefix) for prefix in ("lora.", "optimizer."))
+    resting = replace(
+        one, lora=replace(one.lora, weights=lora), optimizer=optimizer,
+        shown=tensors["shown"], latent_reward=tensors["latent_reward"],
+    )  # fmt: skip
+    return replace(run, updates=(*earlier, resting, newest))
 
 
 def load_run(folder: Path) -> Run:
@@ -137,7 +164,8 @@ def open_run(place: Path) -> tuple[Run, Path]:
 
 
 def pack(folder: Path, archive: Path) -> Path:
-    """Write the run in `folder`, and its finished LoRA, into a zip that `unpack` takes.
+    """Write the run in `folder`, and its finished LoRA, into a zip that `unpack` takes. Nothing is
+    compressed: it would take a hundred times as long, and save a tenth.
 
     Raises RunError where there is none (any more).
     """
@@ -146,19 +174,24 @@ def pack(folder: Path, archive: Path) -> Path:
             named = [folder / name for name in ("run.json", *read_record(file).files)]
     except (OSError, ValueError) as error:
         raise _no_run(error) from error
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        for path in [*named, *sorted((folder / "lora").glob("*"))]:
-            if path.is_file():
-                packed.write(path, path.relative_to(folder).as_posix())
+    try:
+        with _whole(archive) as whole, zipfile.ZipFile(whole, "w") as packed:
+            for path in [*named, *sorted((folder / "lora").glob("*"))]:
+                if path.is_file():
+                    packed.write(path, path.relative_to(folder).as_posix())
+    except OSError as error:
+        raise cannot_save(archive.parent, error) from error
     return archive
 
 
 def unpack(
-    archive: Path, folder: Path, most_bytes: float = math.inf, most_updates: float = math.inf
-) -> None:
+    archive: Path, folder: Path, most_bytes: float = math.inf, most_updates: float = math.inf,
+    make_room: Callable[[int], object] = lambda size: None,
+) -> None:  # fmt: skip
     """Write the files that the run in a zip names, and nothing else, into `folder`.
 
-    Raises RunError for what is no run, or is larger than may be.
+    make_room: is told before how many bytes they take. Raises RunError for what is no run, or is
+    larger than may be, and whatever `make_room` does.
     """
     try:
         with zipfile.ZipFile(archive) as packed:
@@ -181,27 +214,89 @@ def unpack(
                     f"it is {size / 1e9:.1f} GB; the most that is taken in here is "
                     f"{most_bytes / 1e9:.1f} GB"
                 )
+            make_room(size)
             for name in names:
                 packed.extract(there[name], folder)
+    except RunError:
+        raise
     except Exception as error:  # zipfile and its decompressors raise nearly any
         raise _no_run(error) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """All of `content` or nothing: into a temporary neighbour first, then renamed.
+    """All of `content` or nothing."""
+    with _whole(path) as file:
+        file.write(content)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in it."""
+    size = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with suppress(OSError):  # it may be gone by now
+                size += os.lstat(os.path.join(place, name)).st_size
+    return size
+
+
+def keep_others_out(folder: Path) -> IO:
+    """Make `folder`, and keep it for this process until the file that is returned is closed.
+
+    Raises RunError where another process keeps it, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".in-use", "ab")  # noqa: SIM115  # it stays open
+    except OSError as error:
+        raise cannot_save(folder, error) from error
+    try:
+        _lock(file)
+    except BlockingIOError as error:
+        file.close()
+        raise RunError(
+            f"another server keeps its runs in {str(folder)!r}; stop that one, or choose another "
+            "folder (--runs)."
+        ) from error
+    return file
+
+
+def _lock(file: IO) -> None:
+    """BlockingIOError where another process has it; its end, however it comes, sets it free."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # on Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except PermissionError as error:
+            raise BlockingIOError from error
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a disk that knows no locks
+        pass
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is there once all is written, or else not at all: a temporary neighbour first,
+    then renamed.
 
     The neighbour is closed by then, as Windows renames no open file, and made by `open`, so that it
     has ordinary permissions.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with open(part, "xb") as file:
-            file.write(content)
+        with open(beside, "xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(beside, path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
 
 
@@ -222,7 +317,8 @@ def _no_run(error: Exception) -> RunError:
     )
 
 
-def _cannot_save(folder: Path, error: OSError) -> RunError:
+def cannot_save(folder: Path, error: OSError) -> RunError:
+    """What is said where the disk refuses."""
     return RunError(
         f"the run cannot be saved in {str(folder)!r} ({error.strerror or error}); "
         "free some space or choose another folder. Nothing that was saved before is lost."
@@ -241,19 +337,12 @@ def _update_file(number: int, one: Update) -> tuple[str, dict[str, Tensor]]:
     tensors = {"shown": one.shown, "latent_reward": one.latent_reward}
     tensors |= {f"lora.{name}": value for name, value in one.lora.weights.items()}
     tensors |= {f"optimizer.{name}": value for name, value in one.optimizer.items()}
-    digest = _digest([one.latent_reward, *one.lora.weights.values()])
-    return f"updates/{number:04d}-{digest}.safetensors", tensors
+    told_by = digest([one.latent_reward]) + one.lora.digest
+    return f"updates/{number:04d}-{told_by}.safetensors", tensors
 
 
 def _paint_file(run: Run) -> tuple[str, dict[str, Tensor]]:
     tensors = {f"map.{number:06d}": one.paint for number, one in enumerate(run.painted)}
     for number, one in enumerate(run.painted):  # a file's tensors share no memory
         tensors[f"picture.{number:06d}"] = one.picture.clone()
-    return f"updates/paint-{_digest(tensors.values())}.safetensors", tensors
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    return f"updates/paint-{digest(tensors.values())}.safetensors", tensors

@@ -5,24 +5,24 @@
     run = finish(studio.step(run.id, RewardSpec("paint"), picture))
 
 A run is on disk after every update, so Stop, a closed tab or a crash loses at most the update under
-way; the runs last used are in memory as well. There is one model, so one piece of work runs at a
-time: where many people call, all that computes goes through `studio.thread`.
+way; the runs last used are in memory as well. There is one model: where many people call, all that
+computes goes through `studio.thread`, on which they take turns, one update each.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import inspect
+import math
+import os
 import re
 import secrets
 import shutil
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .card import base_of, score_curve, write_folder
 from .embedded import OPENING, TINY_SEGMENTER
-from .errors import LoraError, RewardError, RunError
+from .errors import LoraError, RewardError, RunError, SettingError
 from .hub import push
 from .lora import Lora, check_fits
 from .lora_files import FILE_NAME
@@ -42,95 +42,103 @@ from .progress import Progress, finish
 from .rewards import Reward, RewardSpec, Segmenter, Tools, painted_map
 from .rewards.painting import FULL
 from .rewards.wish import MET, MOST_PAINTED
-from .run import Run, Update, begin, generate, go_to, judge_of, paint, resolved, scored, teach
+from .run import (
+    Run,
+    Update,
+    begin,
+    generate,
+    go_to,
+    judge_of,
+    paint,
+    resolved,
+    scored,
+    shown_noise,
+    teach,
+)
 from .settings import Settings, settings_for
-from .store import load_run, pack, save_run, unpack
+from .store import at_rest, cannot_save, load_run, pack, save_run, size_of, unpack
+from .turns import ModelThread
 
 MOST_BEGUN = 16  # beginnings in memory
 SHOWN = 3  # images on fixed noise after each update: this seed's, and two held-out ones
 MOST_UPDATES = 100  # of one run
 IN_MEMORY = 8  # runs
+IN_USE = 3600  # seconds since it was used, for which no run makes room for another
+KEPT_FREE = 0.1  # share of the disk space that new runs leave to those that are there
+
+RUN_ID = re.compile(r"[\w-]{16}")
 
 Work = Callable[..., Generator[Progress, None, Any]]
 """What the model works for, step by step."""
 
 
-class ModelThread:
-    """The one thread that all computing runs on.
+@dataclass(frozen=True)
+class Bounds:
+    """The most that a person may ask for on a machine that many share; without limit as it is.
 
-    OpenMP keeps helpers for every thread that ever computes, and with more of them than cores it
-    lets them sleep between any two operations: on two cores all takes half as long again. Work sees
-    its caller's context variables: by Gradio's, ZeroGPU knows for whom it lends a GPU.
+    update: denoising steps of an update, all its pictures' together. request: those of all updates
+    that are asked for at once. rank: the LoRA's. prompt: characters.
     """
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "model")
-        self._open: Generator | None = None  # the work that has begun last
+    update: float = math.inf
+    request: float = math.inf
+    rank: float = math.inf
+    prompt: float = math.inf
 
-    def call(self, work: Callable[..., Any], *values: Any) -> Any:
-        return self._pool.submit(copy_context().run, work, *values).result()
+    def check(self, settings: Settings, updates: int = 1) -> None:
+        """SettingError where so many updates with these settings are more than that."""
+        pictures = settings.images + len(shown_noise(settings))
+        each = pictures * settings.steps
+        asked = f"{pictures} pictures an update × {settings.steps} denoising steps"
+        prompts = max(len(settings.prompt), len(settings.held_out_prompt))
+        for name, value, most, way_out in (
+            ("the prompt's length", prompts, self.prompt, "shorten it"),
+            ("rank", settings.rank, self.rank, "take a lower one"),
+            (asked, each, self.update, "take fewer pictures or fewer steps"),
+            (f"{asked} × {updates} updates", each * updates, self.request, "take fewer updates"),
+        ):
+            if value > most:
+                raise SettingError(
+                    f"{name} is {value}; the most it can be here, where many share a machine, is "
+                    f"{most:g}. Please {way_out}; on a machine of your own there is no such limit."
+                )
 
-    def iterate(self, work: Generator) -> Iterator[Any]:
-        """What `work` yields. It may be given up at any time; it is closed on this thread too."""
-        end = object()
-        try:
-            while (value := self.call(self._advance, work, end)) is not end:
-                yield value
-        finally:
-            self._pool.submit(work.close)  # not waited for: this may be that very thread
 
-    def wrap(self, work: Callable[..., Any]) -> Callable[..., Any]:
-        """`work`, a function or a generator function, as one that runs here."""
-
-        @functools.wraps(work)
-        def call(*values: Any) -> Any:
-            return self.call(work, *values)
-
-        @functools.wraps(work)
-        def iterate(*values: Any) -> Iterator[Any]:
-            yield from self.iterate(work(*values))
-
-        return iterate if inspect.isgeneratorfunction(work) else call
-
-    def _advance(self, work: Generator, end: object) -> Any:
-        """The next value. Work that was given up (Stop, a closed tab), and whose end has not
-        reached this thread yet, is closed before other work begins: both want the model."""
-        if inspect.getgeneratorstate(work) == inspect.GEN_CLOSED:
-            return end
-        if self._open is not work:
-            if self._open is not None:
-                self._open.close()
-            self._open = work
-        return next(work, end)
+SHARED = Bounds(update=2_000, request=40_000, rank=64, prompt=1_000)
+"""On a page that more than this machine can reach: a hundred usual updates, one at a time."""
 
 
 class Studio:
     """One model and one segmenter, and the runs of all who use them.
 
-    most_bytes: what the runs may take on disk together; those left alone longest go first.
+    most_bytes: what the runs may take on disk together. Those left alone longest go first, and none
+    that is in use: where all are, nothing more is taken in.
     thread: the one that the model was opened on, where that matters; else one of its own.
     usual: as `Tools` takes it. lend: gives what works on the model, from plain data to plain data,
-    another place to do so. opening: the folder of a run that has no name and is for all to see, if
-    it is of this model; whoever goes on with it gets a run of their own.
+    another place to do so. bounds: the most that a person may ask for. opening: the folder of a run
+    that has no name and is for all to see, if it is of this model; whoever goes on with it gets a
+    run of their own.
     """
 
     def __init__(
         self, model: DiffusionModel, segmenter: Segmenter, folder: Path, most_bytes: float = 5e9,
         thread: ModelThread | None = None, usual: Mapping[str, str] | None = None,
-        lend: Callable[[Work], Work] = lambda work: work, opening: Path = OPENING,
+        lend: Callable[[Work], Work] = lambda work: work, bounds: Bounds = Bounds(),
+        opening: Path = OPENING,
     ) -> None:  # fmt: skip
         self.model, self.segmenter, self.folder = model, segmenter, Path(folder).resolve()
         self.tools = Tools(str(model.device), segmenter, usual)
-        self.most_bytes, self.thread = most_bytes, thread or ModelThread()
+        self.most_bytes, self.thread, self.bounds = most_bytes, thread or ModelThread(), bounds
         self._begin = lend(functools.partial(begin, model))
         self._updated, self._judged_shown = lend(self._update), lend(self._judge_shown)
         self._classified = lend(self._classify)
         self._recent: OrderedDict[str, Run] = OrderedDict()
         self._begun: dict[Settings, Run] = {}
+        self._learning = set[str]()  # runs of which an update is under way
         self._lock = threading.Lock()
         self.pace = Pace(model)
         self.opening: Run | None = None
-        with contextlib.suppress(RunError, LoraError):
+        with suppress(RunError, LoraError):
             self.opening = self._fitting(load_run(opening), "")
 
     def start(self, *, lora: Lora | None = None, **settings: Any) -> Generator[Progress, None, Run]:
@@ -138,52 +146,35 @@ class Studio:
 
         The beginning of an example, which many begin with, is made once.
         """
-        chosen = self.model.filled(settings_for("paint", **{"shown": SHOWN, **settings}))
+        settings = {"shown": SHOWN, **settings, **({"rank": lora.rank} if lora else {})}
+        chosen = self.model.filled(settings_for("paint", **settings))
+        self.bounds.check(chosen)
         run = self._begun.get(chosen) if lora is None else None
         if run is None:
-            run = yield from self._begin(chosen, lora)
+            run = yield from self.thread.in_turn(self._begin(chosen, lora))
         if lora is None:
             self._begun[chosen] = run
             if len(self._begun) > MOST_BEGUN:
                 self._begun.pop(next(iter(self._begun)))
+        self._make_room(_bytes(run.updates[0], 1))
         return self._keep(run)
 
     def step(
-        self, run_id: str, reward: RewardSpec, painting: Image.Image | None = None, **settings: Any
-    ) -> Generator[Progress, None, Run]:
+        self, run_id: str, reward: RewardSpec, painting: Image.Image | None = None, *,
+        count: int = 1, **settings: Any,
+    ) -> Generator[Progress, None, Run]:  # fmt: skip
         """One update from a reward; from painting, by all that was painted on this run so far.
 
-        painting: what is painted on the run's picture now, which adds to its wish. settings:
-        strength, images or any other that may change between two updates. Closing the generator, or
-        an error, leaves the run as it was.
+        painting: what is painted on the run's picture now, which adds to its wish. count: how many
+        such updates are asked for at once, this one among them. settings: strength, images or any
+        other that may change between two updates. Closing the generator, or an error, leaves the
+        run as it was.
         """
-        run = self.run(run_id)
-        if run.count >= MOST_UPDATES:
-            raise RunError(
-                f"this run has {run.count} updates, the most there can be; download it, or start "
-                "anew."
-            )
-        if reward.exact:
-            raise RewardError(
-                "here paint is a wish, which holds on any picture; exact is for the command line."
-            )
-        if not reward.declared.public:
-            raise RewardError(
-                f"the reward {reward.kind!r} is for the command line alone; take another here."
-            )
-        if not reward.declared.available(self.tools):
-            raise RewardError(
-                f"the reward {reward.kind!r} is not offered here, as its model is not on this "
-                "machine; take another, or the command line, which fetches it."
-            )
         changed = {n: v for n, v in settings.items() if v is not None}
-        wanted = replace(run, reward=reward, settings=self._settings(run.settings, changed))
-        if reward.by_hand and painting is not None:
-            wanted = self._painted(wanted, painting)
-        anew = wanted.painted is not run.painted
-        with self.pace.timed(wanted.settings):
-            run = yield from self._updated(wanted, self._named(reward), anew)
-        return self._keep(run)
+        self.bounds.check(self._settings(self.run(run_id).settings, changed), count)
+        self._check(reward)
+        work = self._step(run_id, reward, painting, changed)
+        return self._keep((yield from self.thread.in_turn(work)))
 
     def forget_wish(self, run_id: str) -> Run:
         """The run without all that was painted; what it learnt stays."""
@@ -217,11 +208,13 @@ class Studio:
         """The run of this name; RunError when there is none (any more)."""
         if not run_id:
             return self._opening()
+        folder = self._folder(run_id)
+        with suppress(OSError):  # of a folder that was deleted, say; it comes back when it is saved
+            os.utime(folder)  # in use
         with self._lock:
             if run_id in self._recent:
                 self._recent.move_to_end(run_id)
                 return self._recent[run_id]
-        folder = self._folder(run_id)
         if not (folder / "run.json").exists():
             raise RunError("this run is no longer kept here; start a new one, or upload it.")
         return self._remember(self._read(run_id))
@@ -235,7 +228,13 @@ class Studio:
         """The run's LoRA in a folder that stands by itself; `card` as `write_folder` takes it."""
         run = self.run(run_id)
         run = run if run.id else self._keep(run)
-        return write_folder(run, self._folder(run.id) / "lora", **card)
+        folder = self._folder(run.id)
+        if not (folder / "run.json").exists():  # it was deleted meanwhile
+            save_run(run, folder)
+        try:
+            return write_folder(run, folder / "lora", **card)
+        except OSError as error:
+            raise cannot_save(folder, error) from error
 
     def lora_file(self, run_id: str) -> Path:
         """The run's LoRA as a file that any diffusers pipeline loads."""
@@ -262,15 +261,61 @@ class Studio:
 
         Raises RunError for anything else, LoraError for a LoRA that does not fit.
         """
-        run_id = secrets.token_urlsafe(12)
-        folder = self._folder(run_id)
-        try:
-            unpack(archive, folder, self.most_bytes / 2, MOST_UPDATES)
+        with self._new() as run_id:
+            folder = self._folder(run_id)
+            unpack(archive, folder, self.most_bytes / 2, MOST_UPDATES, self._make_room)
             run = self._read(run_id)
+            self.bounds.check(replace(run.settings, rank=run.lora.rank))
+            return self._remember(run)
+
+    @contextmanager
+    def _new(self) -> Iterator[str]:
+        """A new run's name; of one that cannot be kept nothing is left."""
+        run_id = secrets.token_urlsafe(12)
+        try:
+            yield run_id
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self._folder(run_id), ignore_errors=True)
             raise
-        return self._remember(run)
+
+    def _step(
+        self, run_id: str, reward: RewardSpec, painting: Image.Image | None,
+        changed: dict[str, Any],
+    ) -> Generator[Progress, None, Run]:  # fmt: skip
+        """The run as it is now, after one update more."""
+        run = self.run(run_id)
+        if run.count >= MOST_UPDATES:
+            raise RunError(
+                f"this run has {run.count} updates, the most there can be; download it, or start "
+                "anew."
+            )
+        self._make_room(_bytes(run.updates[-1], 3), run_id)  # its LoRA, and AdamW's two moments
+        wanted = replace(run, reward=reward, settings=self._settings(run.settings, changed))
+        if reward.by_hand and painting is not None:
+            wanted = self._painted(wanted, painting)
+        self._learning |= {run.id} - {""}  # the opening is everybody's
+        try:
+            anew = wanted.painted is not run.painted
+            with self.pace.timed(wanted.settings):
+                return (yield from self._updated(wanted, self._named(reward), anew))
+        finally:
+            self._learning.discard(run.id)
+
+    def _check(self, reward: RewardSpec) -> None:
+        """RewardError for one that is not for the page."""
+        if reward.exact:
+            raise RewardError(
+                "here paint is a wish, which holds on any picture; exact is for the command line."
+            )
+        if not reward.declared.public:
+            raise RewardError(
+                f"the reward {reward.kind!r} is for the command line alone; take another here."
+            )
+        if not reward.declared.available(self.tools):
+            raise RewardError(
+                f"the reward {reward.kind!r} is not offered here, as its model is not on this "
+                "machine; take another, or the command line, which fetches it."
+            )
 
     def _settings(self, last: Settings, changes: dict[str, Any]) -> Settings:
         """The defaults, for this run's prompt, seed and way of sampling, with `changes` on top."""
@@ -288,7 +333,10 @@ class Studio:
             if run.met:
                 raise RunError(f"{MET}. Paint something else, or forget the wish.")
         run = yield from generate(self.model, run)
-        maps = judge(run.trajectory.images)  # type: ignore[union-attr]
+        images = run.trajectory.images  # type: ignore[union-attr]
+        yield Progress("judging", 0, len(images))  # each is a place to stop at
+        maps = judge(images)
+        yield Progress("judging", len(images), len(images))
         return (yield from teach(self.model, run, named, maps, judge))
 
     def _judge_shown(self, run: Run) -> Generator[Progress, None, Tensor]:
@@ -329,7 +377,7 @@ class Studio:
         return reward.changed(**{n: resolved(v) for n, v in here.items() if n in reward.options})
 
     def _folder(self, run_id: str) -> Path:
-        if not re.fullmatch(r"[\w-]{16}", run_id):
+        if not RUN_ID.fullmatch(run_id):
             raise RunError(f"{run_id!r} is not the name of a run.")
         return self.folder / run_id
 
@@ -339,10 +387,17 @@ class Studio:
         return self.opening
 
     def _keep(self, run: Run) -> Run:
-        run = run if run.id else replace(run, id=secrets.token_urlsafe(12))
-        save_run(run, self._folder(run.id))
-        self._make_room(run.id)
-        return self._remember(run)
+        if not run.id:
+            with self._new() as run_id:
+                return self._keep(replace(run, id=run_id))
+        if run.id in self._learning:
+            raise RunError(
+                "an update of this run is under way, in another tab say; press Stop there, or wait "
+                "for its end."
+            )
+        folder = self._folder(run.id)
+        save_run(run, folder)
+        return self._remember(at_rest(run, folder))
 
     def _remember(self, run: Run) -> Run:
         with self._lock:
@@ -352,20 +407,31 @@ class Studio:
                 self._recent.popitem(last=False)
         return run
 
-    def _make_room(self, run_id: str) -> None:
-        """Delete the runs left alone longest until all fit, but never this one."""
-        sizes = {
-            folder: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            for folder in self.folder.iterdir()
-        }
-        total = sum(sizes.values())
-        for folder in sorted(sizes, key=lambda folder: folder.stat().st_mtime):
-            if total <= self.most_bytes:
+    def _make_room(self, size: int, run_id: str = "") -> None:
+        """Delete the runs left alone longest until `size` bytes more fit: for the run of this name,
+        or for a new one. RunError where all that is left is in use."""
+        runs = [folder for folder in self.folder.glob("*") if self._is_run(folder)]
+        sizes = {folder: size_of(folder) for folder in runs}
+        used = {folder: _last_used(folder) for folder in runs}
+        most = self.most_bytes * (1 if run_id else 1 - KEPT_FREE)
+        excess, now = sum(sizes.values()) + size - most, time.time()
+        for folder in sorted(runs, key=lambda folder: used[folder]):
+            if excess <= 0:
                 return
-            if folder.name != run_id:
+            if folder.name != run_id and now - used[folder] > IN_USE:
                 self.forget(folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
-                total -= sizes[folder]
+                excess -= sizes[folder]
+        if excess > 0:
+            raise RunError(
+                f"the disk space for runs here, {self.most_bytes / 1e9:.1f} GB, is taken by runs "
+                "that are in use. Nothing is lost; try again in an hour, and download your run to "
+                "keep it."
+            )
+
+    def _is_run(self, folder: Path) -> bool:
+        """Whether it is one of ours: nothing else that lies here is ever deleted."""
+        return bool(RUN_ID.fullmatch(folder.name)) and (folder / "updates").is_dir()
 
     def _read(self, run_id: str) -> Run:
         return self._fitting(load_run(self._folder(run_id)), run_id)
@@ -399,6 +465,24 @@ class Studio:
                 f"{MOST_PAINTED}; go on with it on the command line."
             )
         return replace(run, id=run_id, model_name=model)  # never a folder that it names
+
+
+def _bytes(one: Update, times: int) -> int:
+    """What its pictures, `times` as much as its LoRA, and a few words take on disk."""
+    lora = sum(weight.nbytes for weight in one.lora.weights.values())
+    return one.shown.nbytes + times * lora + 4096
+
+
+def _last_used(folder: Path) -> float:
+    """When a run was used last, as `time.time()`. A clock that was ahead may have left a time that
+    is still to come, which would keep it for ever: from now on it counts as used now."""
+    try:
+        last, now = folder.stat().st_mtime, time.time()
+        if last > now:
+            os.utime(folder)
+        return min(last, now)
+    except OSError:  # it is gone, or nobody's to change
+        return 0.0
 
 
 def _placeless(model_name: str) -> str:

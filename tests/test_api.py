@@ -24,7 +24,8 @@ from pxpo.errors import DivergedError, PxpoError
 from pxpo.rewards import painted_map
 from pxpo.run import teach
 from pxpo.store import open_run
-from pxpo.studio import ModelThread, Studio
+from pxpo.studio import Studio
+from pxpo.turns import ModelThread
 
 gradio_client = pytest.importorskip("gradio_client")
 
@@ -375,7 +376,7 @@ def test_who_waits_while_another_stops_is_served(address):
 
 
 def test_work_given_up_is_closed_before_other_work_begins():
-    thread, happened = ModelThread(), []
+    thread, happened = ModelThread(patience=0), []
 
     def work(name: str):
         happened.append(f"{name} begins")

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pxpo"
 
 LAYERS = [
     {"errors", "checks", "embedded", "progress"},
-    {"settings", "processes"},
+    {"settings", "processes", "turns"},
     {"steps", "credit", "strength"},
     {"models"},
     {"lora", "rollout"},

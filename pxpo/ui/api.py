@@ -133,9 +133,10 @@ def add(studio: Studio) -> None:
         Returns:
             the run's name, a report with the scores of all steps, and the next picture to paint on
         """
+        spec = asked(reward, color, labels, want, options)
         for _ in range(count):
-            done = yield from step(
-                run_id, reward, paint, color, labels, want, options, strength, images
+            done = yield from studio.step(
+                run_id, spec, paint, count=count, strength=strength, images=images
             )
             if done.met:
                 break
@@ -186,7 +187,7 @@ def add(studio: Studio) -> None:
         answered(forget),
         checked(export),
     ):
-        gr.api(studio.thread.wrap(verb), concurrency_id="gpu", concurrency_limit=1)
+        gr.api(studio.thread.wrap(verb), concurrency_limit=None)  # the studio gives turns
 
 
 def answered(verb: Callable[..., Work]) -> Callable[..., Iterator[Any]]:

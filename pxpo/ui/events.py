@@ -121,7 +121,7 @@ class Events:
         for number in range(count):
             began = time.monotonic()
             strokes = paint if reward.by_hand and number == 0 else None  # then they are the wish
-            work = self.studio.step(run.id, reward, strokes, **settings)
+            work = self.studio.step(run.id, reward, strokes, count=count, **settings)
             run = yield from self.progress(work, f"Step {run.count + 1}", before)
             yield self.view(run, self.summary(run, time.monotonic() - began))
             if run.met:
@@ -228,7 +228,7 @@ class Events:
         """Show where `work` stands, and the picture as it is denoised beside the one `before`."""
 
         def show(progress: Progress) -> Shown:
-            shown: Shown = {"status": f"{head}: {progress.phase} {progress.done}/{progress.total}"}
+            shown: Shown = {"status": f"{head}: {progress}"}
             if before and progress.phase == SHOWING and progress.latents is not None:
                 preview = self.studio.model.decode(progress.latents[:1])[0]
                 shown["slider"] = (before, served(large(preview)))
@@ -290,7 +290,7 @@ class Events:
             )
         with errors_as_messages():
             work = self.studio.push(run_id, repo, token=token, private=private, with_base=with_base)
-            link = yield from throttled(work, lambda at: f"{at.phase} {at.done}/{at.total}")
+            link = yield from throttled(work, str)
             yield f"Pushed: [{repo}]({link})"
 
 

@@ -31,25 +31,30 @@ from .parts import (
     offer,
     setting,
     theme,
+    visitor,
     words,
 )
 from .rewards import RewardTabs
+
+MOMENTARY = 64  # events that need no turn, and so are over in a moment, at the same time
 
 
 def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
     """Serve the page; `options` are those of Gradio's launch.
 
-    waiting: how many may stand in the queue; whoever comes then is asked to try again
+    waiting: how many may stand in line; whoever comes then is asked to try again
     """
+    page.studio.thread.waiting = waiting
     # Gradio opens what is painted; of more than twice this Pillow opens nothing.
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
     blocks = page.build()
-    blocks.queue(max_size=waiting).launch(
+    blocks.queue(max_size=waiting + MOMENTARY).launch(
         theme=theme(),
         css=CSS,
         run_history=False,
         mcp_server=True,
         ssr_mode=False,
+        max_threads=waiting + MOMENTARY,
         **options,
     )
     return blocks
@@ -62,6 +67,7 @@ class Page:
         """note: what its visitors should know; own_token: as `Events` takes it."""
         self.studio, self.note = studio, without_folders(note)
         self.events = Events(studio, own_token)
+        studio.thread.who = visitor
 
     def build(self) -> gr.Blocks:
         with gr.Blocks(
@@ -255,11 +261,11 @@ class Page:
         self.wire_files()
 
     def wire_work(self, page: gr.Blocks) -> None:
-        """All that the model works for, one piece at a time."""
+        """All that the model works for."""
         events, on_page, going_on = self.events, self.on_page, self.going_on
         working: dict[str, Any] = {
             "outputs": [*self.shown, self.unfinished], "show_progress_on": self.status,
-            "concurrency_id": "gpu", "concurrency_limit": 1, "api_visibility": "private",
+            "concurrency_limit": None, "api_visibility": "private",  # the studio gives turns
         }  # fmt: skip
         at_run = [self.at, self.run]
         checked = {**working, "validator": self.refuse_settings}

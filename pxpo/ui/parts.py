@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import io
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import torch
+from gradio.context import LocalContext
 from gradio.utils import get_upload_folder
 from PIL import Image
 from torch import Tensor
@@ -21,11 +22,13 @@ from ..embedded import TINY_WORLD
 from ..errors import PxpoError
 from ..models import DiffusionModel
 from ..plots import to_picture
+from ..progress import Progress
 from ..settings import Settings
 from ..store import write_whole
 
 CANVAS = 512  # pixels, along the longer side
 BETWEEN_SIGNS = 0.3  # seconds
+MOST_UNREAD = 20  # messages; whoever listens is never this far behind
 STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4"
 
 TITLE = (
@@ -186,18 +189,44 @@ def setting(name: str, label: str, value: Any = None, note: str = "") -> gr.Numb
 # Progress and messages.
 
 
-def throttled(work: Iterator[Any], show: Callable[[Any], Any]) -> Generator[Any, None, Any]:
+def throttled(
+    work: Iterator[Progress], show: Callable[[Progress], Any]
+) -> Generator[Any, None, Any]:
     """`show` of where `work` stands, now and then, as each takes some of the server's time from
-    the work itself; returns the work's result."""
+    the work itself; returns the work's result.
+
+    Work that waits for its turn shows each of its signs, as there is nothing to do between them.
+    Work that nobody listens to is given up.
+    """
     due = 0.0
     while True:
         try:
             progress = next(work)
         except StopIteration as end:
             return end.value
-        if time.monotonic() >= due:
+        if progress.ahead or time.monotonic() >= due:
+            if unread() > MOST_UNREAD:
+                raise refusal("Nobody has fetched what this said, so it was stopped.")
             yield show(progress)
             due = time.monotonic() + BETWEEN_SIGNS
+
+
+def unread() -> int:
+    """How many messages to whoever has asked for this are not fetched yet."""
+    blocks, request = LocalContext.blocks.get(None), LocalContext.request.get(None)
+    if blocks is None or request is None:
+        return 0
+    messages = blocks._queue.pending_messages_per_session.get(request.session_hash)
+    return messages.qsize() if messages else 0
+
+
+def visitor() -> Hashable:
+    """Who has called, as `ModelThread` asks: a tab, or a program's client; all MCP clients, which
+    Gradio gives one session, are told apart by call."""
+    request = LocalContext.request.get(None)
+    if request is None or request.headers.get("x-gradio-user") == "mcp":
+        return object()
+    return request.session_hash
 
 
 def refusal(message: str) -> gr.Error:
@@ -212,3 +241,8 @@ def errors_as_messages() -> Iterator[None]:
         yield
     except PxpoError as error:
         raise refusal(error.for_visitors()) from error
+    except OSError as error:  # of the pictures that are served, say
+        raise refusal(
+            f"This machine's disk refuses ({error.strerror or error}). What was learnt is kept; "
+            "try again in a while."
+        ) from error
