@@ -68,7 +68,7 @@ def test_a_run_takes_as_much_memory_as_its_newest_update(studio, run):
 def test_a_run_at_rest_goes_back_and_on_bit_for_bit(studio, run):
     runs = [run] + [finish(studio.step(run.id, BLUE, images=2)) for _ in range(3)]
     for count in (2, 1, 0):
-        assert same(finish(studio.back(run.id, count)), runs[count])
+        assert same(finish(studio.go_to(run.id, count)), runs[count])
         assert agrees(studio, runs[count])
         assert same(finish(studio.step(run.id, BLUE, images=2)), runs[count + 1])
 
@@ -226,7 +226,7 @@ def test_what_cannot_be_cleared_away_does_not_make_a_saved_run_fail(studio, run,
     """As on Windows, where a file that is looked at cannot be deleted."""
     for _ in range(2):
         finish(studio.step(run.id, BLUE, images=2))
-    finish(studio.back(run.id, 0))
+    finish(studio.go_to(run.id, 0))
 
     def refuse(*_, **__):
         raise PermissionError(13, "in use")
@@ -252,7 +252,7 @@ def test_a_folder_that_is_deleted_under_a_run_in_use_comes_back(studio, run, gon
     assert same(studio.run(run.id), before)
     now = finish(studio.step(run.id, BLUE, images=2))
     assert now.count == 2 and agrees(studio, now)
-    assert same(finish(studio.back(run.id, 1)), before)
+    assert same(finish(studio.go_to(run.id, 1)), before)
 
 
 def test_what_is_downloaded_is_there_though_its_folder_was_deleted(studio, run):

@@ -150,7 +150,7 @@ def test_people_who_take_turns_learn_bit_for_bit_what_they_learn_alone(studio):
     runs = [finish(studio.start(seed=seed, **SMALL)) for seed in (1, 2, 3)]
     alone = [finish(many_alone(studio, run, 3)) for run in runs]
     for run in runs:
-        finish(studio.back(run.id, 0))
+        finish(studio.go_to(run.id, 0))
     together(*(studio.thread.iterate(many(studio, run.id, 3)) for run in runs))
     assert all(same(studio.run(run.id), one) for run, one in zip(runs, alone, strict=True))
     assert not studio.model.busy
@@ -171,11 +171,11 @@ def test_what_changes_a_run_waits_for_the_end_of_its_update(studio):
     run, other = (finish(studio.start(seed=seed, **SMALL)) for seed in (1, 2))
     work = studio.step(run.id, PAINT, paint())
     next(work)
-    for change in (lambda i: finish(studio.back(i, 0)), studio.forget_wish):
+    for change in (lambda i: finish(studio.go_to(i, 0)), studio.forget_wish):
         with pytest.raises(RunError, match="an update of this run is under way.*Stop"):
             change(run.id)
         assert change(other.id).count == 0
-    assert finish(work).count == 1 and finish(studio.back(run.id, 0)).count == 0
+    assert finish(work).count == 1 and finish(studio.go_to(run.id, 0)).count == 0
 
 
 # What one request may ask for
