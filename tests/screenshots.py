@@ -1,6 +1,6 @@
 """Pictures of the page at work: `python tests/screenshots.py [FOLDER]`, two of them in the README.
 
-A visitor presses Run on the opening example; then the page at three widths, light and dark.
+A visitor presses Step on the opening; then the page at three widths, light and dark.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from pxpo.studio import Studio  # noqa: E402
 from pxpo.ui import Page, launch  # noqa: E402
 
 SIZES = {"desktop": (1440, 900), "tablet": (820, 1180), "phone": (390, 844)}
-STEPS = 5
-OPENED = "document.querySelector('#status textarea')?.value.includes('An example')"
-DONE = f"/Step {STEPS} ·|wish is met/.test(document.querySelector('#status textarea').value)"
+OPENED = "document.querySelector('#status textarea')?.value.includes('Painted once')"
+DONE = "/Step 6 ·|wish is met/.test(document.querySelector('#status textarea').value)"
 
 
 def main(folder: Path) -> None:
@@ -50,8 +49,7 @@ def main(folder: Path) -> None:
                     page.wait_for_function(OPENED, timeout=60_000)
                     page.wait_for_timeout(4000)
                     page.screenshot(path=folder / "opening.png")
-                    page.locator("#count input").fill(str(STEPS))
-                    page.locator("#run-many").click()
+                    page.locator("#step").click()
                     page.wait_for_function(DONE, timeout=300_000)
                     state = context.storage_state()
                 page.wait_for_timeout(5000)
