@@ -8,6 +8,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,24 @@ from transformers import (
 
 from pxpo.lora import Lora, adapter, new_lora
 from pxpo.models import DiffusionModel, load_model
+from pxpo.models.base import Size
 from pxpo.rewards import Segmenter
 
 LABELS = ("Background", "Hair", "Upper-clothes")
 
+LONGEST_FIRST = (
+    "test_app", "test_api", "test_space", "test_processes", "test_cli", "test_studio", "test_run",
+    "test_reproduce", "test_hostile", "test_round_trips", "test_lora_files", "test_tiny_world",
+    "test_zerogpu", "test_packaging",
+)  # fmt: skip
+"""Files of tests: a long one that came last would keep one of two processes waiting."""
+
 torch.set_num_threads(1)  # models this small only wait for a second thread
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 def letters_tokenizer(length: int) -> CLIPTokenizer:
@@ -157,9 +171,44 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def model(model_folder: Path) -> DiffusionModel:
+@pytest.fixture(scope="session")
+def loaded(model_folder: Path) -> DiffusionModel:
     return load_model(model_folder, device="cpu")
+
+
+@pytest.fixture
+def model(loaded: DiffusionModel) -> Iterator[DiffusionModel]:
+    """One model for all tests: what a test puts in place of its parts is taken out again, and none
+    may change its weights or leave it at work.
+
+    To load one for each test would take a tenth of the suite's time.
+    """
+    parts = {name: copy(value) if isinstance(value, dict | set) else value
+             for name, value in vars(loaded).items()}  # fmt: skip
+    modules = (loaded.network, loaded.vae, loaded.text_encoder)
+    weights = [weight for module in modules for weight in bare(module)]
+    before = [weight.clone() for weight in weights]
+    yield loaded
+    assert not loaded.busy
+    assert all(map(torch.equal, weights, before))
+    vars(loaded).clear()
+    vars(loaded).update(parts)
+
+
+@pytest.fixture
+def in_memory(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line, too, finds that model loaded already."""
+
+    def load(name: str | Path | None, *, size: Size = (None, None)) -> DiffusionModel:
+        here = name == model.name and size in ((None, None), model.image_size)
+        return model if here else load_model(name, size=size)
+
+    monkeypatch.setattr("pxpo.__main__.load_model", load)
+
+
+def bare(module: torch.nn.Module) -> list[torch.Tensor]:
+    """The weights without those of a LoRA."""
+    return [weight for name, weight in module.named_parameters() if ".lora_" not in name]
 
 
 @pytest.fixture(scope="session")
@@ -194,6 +243,24 @@ def browser() -> Iterator[Any]:
         )  # fmt: skip
         yield browser
         browser.close()
+
+
+STILL = """
+addEventListener("DOMContentLoaded", () => {
+  const style = document.createElement("style");
+  style.textContent =
+    "*, ::before, ::after { animation: none !important; transition: none !important }";
+  document.head.append(style);
+})
+"""
+
+
+def new_context(browser: Any, **options: Any) -> Any:
+    """A visitor's. Nothing on its pages pulses or glides: to draw that would take Chromium, which
+    draws on the CPU here, more time than a step takes the model."""
+    context = browser.new_context(**options)
+    context.add_init_script(STILL)
+    return context
 
 
 def free_port() -> int:

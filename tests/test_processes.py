@@ -139,14 +139,12 @@ def test_one_of_many_has_a_device_of_its_own_and_ends_when_it_is_told_to(monkeyp
             signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_the_same_is_learnt_by_any_number_of_processes(
-    alone, model_folder, tmp_path, capfd, monkeypatch, count
+def test_the_same_is_learnt_by_four_processes_and_one_of_them_writes_and_prints(
+    alone, model_folder, tmp_path, capfd, monkeypatch
 ):
-    """And one of them writes and prints."""
     for name in ("save_run", "write_metrics", "write_folder", "write_config"):
         monkeypatch.setattr(cli, name, aloud(getattr(cli, name)))
-    job(count, ["color", *EIGHT, "--model", model_folder, "--out", tmp_path / "run"])
+    job(4, ["color", *EIGHT, "--model", model_folder, "--out", tmp_path / "run"])
     printed = capfd.readouterr()
     written = {"save_run": 3, "write_metrics": 1, "write_folder": 1, "write_config": 1, "Done": 1}
     assert {name: printed.out.count(name) for name in written} == written
