@@ -172,27 +172,29 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def loaded(model_folder: Path) -> DiffusionModel:
-    return load_model(model_folder, device="cpu")
+def loaded(model_folder: Path) -> tuple[DiffusionModel, list[torch.Tensor], dict[str, Any]]:
+    """A model, a copy of its weights, and what it is made of."""
+    model = load_model(model_folder, device="cpu")
+    return model, [weight.clone() for weight in weights_of(model)], vars(model).copy()
 
 
 @pytest.fixture
-def model(loaded: DiffusionModel) -> Iterator[DiffusionModel]:
-    """One model for all tests: what a test puts in place of its parts is taken out again, and none
-    may change its weights or leave it at work.
+def model(loaded: tuple[DiffusionModel, list[torch.Tensor], dict]) -> Iterator[DiffusionModel]:
+    """One for all tests, as loading takes long, with its own parts again, whatever a test put in
+    their place. None may change its weights or leave it at work."""
+    model, weights, parts = loaded
+    vars(model).clear()
+    vars(model).update({n: copy(p) if isinstance(p, dict | set) else p for n, p in parts.items()})
+    yield model
+    assert not model.busy
+    assert all(map(torch.equal, weights_of(model), weights))
 
-    To load one for each test would take a tenth of the suite's time.
-    """
-    parts = {name: copy(value) if isinstance(value, dict | set) else value
-             for name, value in vars(loaded).items()}  # fmt: skip
-    modules = (loaded.network, loaded.vae, loaded.text_encoder)
-    weights = [weight for module in modules for weight in bare(module)]
-    before = [weight.clone() for weight in weights]
-    yield loaded
-    assert not loaded.busy
-    assert all(map(torch.equal, weights, before))
-    vars(loaded).clear()
-    vars(loaded).update(parts)
+
+def weights_of(model: Any) -> list[torch.Tensor]:
+    """All but those of a LoRA that is attached."""
+    modules = (model.network, model.vae, model.text_encoder)
+    named = [pair for module in modules for pair in module.named_parameters()]
+    return [weight for name, weight in named if ".lora_" not in name]
 
 
 @pytest.fixture
@@ -204,11 +206,6 @@ def in_memory(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
         return model if here else load_model(name, size=size)
 
     monkeypatch.setattr("pxpo.__main__.load_model", load)
-
-
-def bare(module: torch.nn.Module) -> list[torch.Tensor]:
-    """The weights without those of a LoRA."""
-    return [weight for name, weight in module.named_parameters() if ".lora_" not in name]
 
 
 @pytest.fixture(scope="session")

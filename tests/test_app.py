@@ -121,9 +121,11 @@ def press(page, button: str, until: str) -> None:
 
 def new_picture(page, steps: int = FEW) -> None:
     page.get_by_role("button", name="Prompt and settings").click()
-    page.wait_for_timeout(500)  # fields that come into sight take their values once more
-    page.get_by_label("DDIM steps").fill(str(steps))
-    page.get_by_label("DDIM steps").press("Tab")
+    field = page.get_by_label("DDIM steps")
+    while field.input_value() != str(steps):
+        field.fill(str(steps))
+        field.press("Tab")
+        page.wait_for_timeout(500)  # a field that comes into sight takes its old value once more
     press(page, "fresh", "Paint what you want")
     settle(page)
 
