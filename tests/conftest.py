@@ -8,6 +8,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,24 @@ from transformers import (
 
 from pxpo.lora import Lora, adapter, new_lora
 from pxpo.models import DiffusionModel, load_model
+from pxpo.models.base import Size
 from pxpo.rewards import Segmenter
 
 LABELS = ("Background", "Hair", "Upper-clothes")
 
+LONGEST_FIRST = (
+    "test_app", "test_api", "test_space", "test_processes", "test_cli", "test_studio", "test_run",
+    "test_reproduce", "test_hostile", "test_round_trips", "test_lora_files", "test_tiny_world",
+    "test_zerogpu", "test_packaging",
+)  # fmt: skip
+"""Files of tests: a long one that came last would keep one of two processes waiting."""
+
 torch.set_num_threads(1)  # models this small only wait for a second thread
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 def letters_tokenizer(length: int) -> CLIPTokenizer:
@@ -157,9 +171,41 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def loaded(model_folder: Path) -> tuple[DiffusionModel, list[torch.Tensor], dict[str, Any]]:
+    """A model, a copy of its weights, and what it is made of."""
+    model = load_model(model_folder, device="cpu")
+    return model, [weight.clone() for weight in weights_of(model)], vars(model).copy()
+
+
 @pytest.fixture
-def model(model_folder: Path) -> DiffusionModel:
-    return load_model(model_folder, device="cpu")
+def model(loaded: tuple[DiffusionModel, list[torch.Tensor], dict]) -> Iterator[DiffusionModel]:
+    """One for all tests, as loading takes long, with its own parts again, whatever a test put in
+    their place. None may change its weights or leave it at work."""
+    model, weights, parts = loaded
+    vars(model).clear()
+    vars(model).update({n: copy(p) if isinstance(p, dict | set) else p for n, p in parts.items()})
+    yield model
+    assert not model.busy
+    assert all(map(torch.equal, weights_of(model), weights))
+
+
+def weights_of(model: Any) -> list[torch.Tensor]:
+    """All but those of a LoRA that is attached."""
+    modules = (model.network, model.vae, model.text_encoder)
+    named = [pair for module in modules for pair in module.named_parameters()]
+    return [weight for name, weight in named if ".lora_" not in name]
+
+
+@pytest.fixture
+def in_memory(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line, too, finds that model loaded already."""
+
+    def load(name: str | Path | None, *, size: Size = (None, None)) -> DiffusionModel:
+        here = name == model.name and size in ((None, None), model.image_size)
+        return model if here else load_model(name, size=size)
+
+    monkeypatch.setattr("pxpo.__main__.load_model", load)
 
 
 @pytest.fixture(scope="session")
@@ -194,6 +240,24 @@ def browser() -> Iterator[Any]:
         )  # fmt: skip
         yield browser
         browser.close()
+
+
+STILL = """
+addEventListener("DOMContentLoaded", () => {
+  const style = document.createElement("style");
+  style.textContent =
+    "*, ::before, ::after { animation: none !important; transition: none !important }";
+  document.head.append(style);
+})
+"""
+
+
+def new_context(browser: Any, **options: Any) -> Any:
+    """A visitor's. Nothing on its pages pulses or glides: to draw that would take Chromium, which
+    draws on the CPU here, more time than a step takes the model."""
+    context = browser.new_context(**options)
+    context.add_init_script(STILL)
+    return context
 
 
 def free_port() -> int:

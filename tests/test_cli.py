@@ -30,6 +30,8 @@ from pxpo import (
 )
 from pxpo import __main__ as cli
 
+pytestmark = pytest.mark.usefixtures("in_memory")
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--steps", "2", "--images", "2", "--shown", "2", "--rank", "2", "--prompt", "a lake"]
 
@@ -205,13 +207,13 @@ def test_a_forgotten_wish_is_not_resumed(run, tmp_path, capsys):
 
 
 def test_strength_and_the_model_s_own_settings(run, model, capsys):
+    model.defaults = {"steps": 5, "guidance_scale": 2.5, "images": 4}
     status, out = run("color", "--updates", "1", "--strength", "0.08", *SMALL[2:])
     assert status == 0
     kept = load_run(out)
     assert kept.settings.strength == 0.08
     assert kept.updates[1].metrics["moved"] == pytest.approx(0.08, rel=0.16)
-    assert kept.settings.steps == model.defaults["steps"] == 50
-    assert kept.settings.guidance_scale == model.defaults["guidance_scale"] == 7.5
+    assert (kept.settings.steps, kept.settings.guidance_scale) == (5, 2.5)
     assert f"| steps | `{kept.settings.steps}` |" in (out / "lora" / "README.md").read_text()
     with pytest.raises(SystemExit):
         cli.main(["paint", "--help"])

@@ -16,6 +16,8 @@ from pxpo.rewards.mix import parts_of
 from pxpo.store import pack
 from pxpo.studio import Studio
 
+pytestmark = pytest.mark.usefixtures("in_memory")
+
 ROOT = Path(__file__).resolve().parents[1]
 MANUAL = ROOT / "assets" / "MANUAL.md"
 SMALL = ["--steps", "2", "--images", "2", "--shown", "2", "--rank", "2", "--updates", "1"]

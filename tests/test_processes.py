@@ -139,14 +139,12 @@ def test_one_of_many_has_a_device_of_its_own_and_ends_when_it_is_told_to(monkeyp
             signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_the_same_is_learnt_by_any_number_of_processes(
-    alone, model_folder, tmp_path, capfd, monkeypatch, count
+def test_the_same_is_learnt_by_four_processes_and_one_of_them_writes_and_prints(
+    alone, model_folder, tmp_path, capfd, monkeypatch
 ):
-    """And one of them writes and prints."""
     for name in ("save_run", "write_metrics", "write_folder", "write_config"):
         monkeypatch.setattr(cli, name, aloud(getattr(cli, name)))
-    job(count, ["color", *EIGHT, "--model", model_folder, "--out", tmp_path / "run"])
+    job(4, ["color", *EIGHT, "--model", model_folder, "--out", tmp_path / "run"])
     printed = capfd.readouterr()
     written = {"save_run": 3, "write_metrics": 1, "write_folder": 1, "write_config": 1, "Done": 1}
     assert {name: printed.out.count(name) for name in written} == written
@@ -205,7 +203,26 @@ def deadly(tmp_path: Path, model_folder: Path, victim: int) -> list[str]:
     return ["own", *where, "--out", str(tmp_path / "run"), *EIGHT]
 
 
-def test_a_killed_process_ends_the_job_and_the_run_goes_on(alone, model_folder, tmp_path):
+def assert_kept(run: Path, alone: Path, said: str) -> None:
+    """Its first update, with the way on said once; gone on with, it is the one that had no end."""
+    way_on = f"Stopped after update 1; all of it is kept. Go on with: python -m pxpo resume {run}\n"
+    assert said.count(way_on) == 1, said
+    assert load_run(run).count == 1 and (run / "lora" / "README.md").exists()
+    job(1, ["resume", run])
+    assert_alike(alone, run)
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_killed_process_ends_the_job_and_the_run_goes_on(
+    alone, model_folder, tmp_path, capfd, victim
+):
+    with pytest.raises(Exception, match=f"process {victim} terminated with signal SIGKILL"):
+        job(2, deadly(tmp_path, model_folder, victim))
+    assert_kept(tmp_path / "run", alone, capfd.readouterr().err)
+
+
+@pytest.mark.slow
+def test_so_it_does_under_accelerate_s_launcher(alone, model_folder, tmp_path):
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
               "--main_process_port", str(free_port()), "-m", "pxpo"]  # fmt: skip
     done = subprocess.run(
@@ -213,17 +230,5 @@ def test_a_killed_process_ends_the_job_and_the_run_goes_on(alone, model_folder, 
         env={**os.environ, "ACCELERATE_USE_CPU": "true"},
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    out = tmp_path / "run"
-    way_on = f"Stopped after update 1; all of it is kept. Go on with: python -m pxpo resume {out}\n"
-    assert done.returncode != 0 and done.stderr.count(way_on) == 1, done.stderr
-    assert load_run(out).count == 1 and (out / "lora" / "README.md").exists()
-    job(1, ["resume", out])
-    assert_alike(alone, out)
-
-
-def test_the_first_process_may_be_the_killed_one(alone, model_folder, tmp_path, capfd):
-    with pytest.raises(Exception, match="process 0 terminated with signal SIGKILL"):
-        job(2, deadly(tmp_path, model_folder, 0))
-    assert "Stopped after update 1; all of it is kept" in capfd.readouterr().err
-    job(1, ["resume", tmp_path / "run"])
-    assert_alike(alone, tmp_path / "run")
+    assert done.returncode != 0, done.stderr
+    assert_kept(tmp_path / "run", alone, done.stderr)

@@ -19,6 +19,8 @@ from pxpo.embedded import TINY_WORLD
 from pxpo.store import open_run
 from pxpo.studio import Studio
 
+pytestmark = pytest.mark.usefixtures("in_memory")
+
 RED = RewardSpec("color", {"color": "red", "more": True})
 
 
@@ -27,13 +29,24 @@ def studio(model, segmenter, tmp_path) -> Studio:
     return Studio(model, segmenter, tmp_path / "runs")
 
 
-@pytest.fixture
-def run(studio) -> Run:
-    """A run of the page: taught by paint, by colour with settings of its own, and by colour."""
+@pytest.fixture(scope="module")
+def taught(model_folder, segmenter, tmp_path_factory) -> Path:
+    """The folder of a run of the page: taught by paint, by colour with settings of its own, and by
+    colour."""
+    model = load_model(model_folder, device="cpu")
+    studio = Studio(model, segmenter, tmp_path_factory.mktemp("taught"))
     run = finish(studio.start(**SMALL))
     finish(studio.step(run.id, PAINT, paint()))
     finish(studio.step(run.id, BLUE, images=2, strength=0.05))
-    return finish(studio.step(run.id, RED, images=3))
+    finish(studio.step(run.id, RED, images=3))
+    return studio.folder / run.id
+
+
+@pytest.fixture
+def run(studio, taught) -> Run:
+    """That run, found in its folder."""
+    shutil.copytree(taught, studio.folder / taught.name)
+    return studio.run(taught.name)
 
 
 def card_of(lora: Path) -> str:

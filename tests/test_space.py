@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import answers, free_port
+from conftest import answers, free_port, new_context
 from hub_server import Hub
 from packaging.requirements import Requirement
 
@@ -170,7 +170,7 @@ def space(model_folder, segmenter, tmp_path):
 
 def test_signing_in_with_a_browser_and_pushing(space, browser):
     address, hub, provider = space
-    page = browser.new_context().new_page()
+    page = new_context(browser).new_page()
     page.goto(address)
     page.wait_for_function(
         "document.querySelector('#status textarea')?.value.includes('Paint what')", timeout=180_000

@@ -13,6 +13,8 @@ from pxpo import __main__ as cli
 from pxpo import load_run
 from pxpo.run import training_prompts
 
+pytestmark = pytest.mark.usefixtures("in_memory")
+
 SMALL = ["--steps", "2", "--images", "4", "--shown", "2", "--rank", "2", "--updates", "2"]
 
 
