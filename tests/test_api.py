@@ -344,7 +344,8 @@ def test_an_mcp_client_lists_and_calls_the_tools(address, run):
             )
             return tools, answer
 
-    tools, answer = asyncio.run(talk())
+    with ThreadPoolExecutor(1) as pool:  # where no browser's event loop runs
+        tools, answer = pool.submit(asyncio.run, talk()).result()
     step = next(tool for name, tool in tools.items() if name.endswith("step"))
     assert len(tools) == 6 and "update the LoRA once" in step.description
     assert "run_id" in step.inputSchema["properties"]

@@ -327,7 +327,7 @@ def test_a_visitor_presses_step_and_sees_the_model_change(page, studio):
     assert page.locator("#history img").count() == 6 and page.locator("#others img").is_visible()
     page.on("request", lambda r: sent.append(r.url) if "/upload" in r.url else None)
     take_red(page)
-    stroke(page, 0.1, 0.1, 0.4, 0.1)
+    stroke(page, 0.3, 0.9, 0.7, 0.9)
     assert red_on(page) > 0.5
     press(page, "step", r"Step 6 · wish .* · other seeds .* changed outside the paint .* s$")
     assert len(sent) < 20  # the canvas, before and after: not again at each sign of progress
@@ -349,7 +349,7 @@ def test_painting_with_a_finger_on_a_phone(visit, studio):
     touch(page, 0.25, 0.6, 0.75, 0.6)
     press(page, "step", "Step 1 ·")
     ((green, red),) = wish(studio)
-    assert green > 2 and red == 0
+    assert green > 1 and red == 0
     page.locator("#heat img").scroll_into_view_if_needed(timeout=PATIENCE)
     page.wait_for_function("document.querySelector('#heat img').naturalWidth > 0", timeout=PATIENCE)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -411,7 +411,7 @@ def test_a_stop_before_the_first_update_keeps_the_strokes(page, studio):
     assert wish(studio) == [] and red_on(page) == pytest.approx(before, rel=0.2)
     press(page, "step", "Step 1 ·")
     ((green, red),) = wish(studio)
-    assert green == 0 and 3 < red < 20
+    assert green == 0 and 1.5 < red < 20
     settle(page)
     assert red_on(page) < 0.1
 
@@ -466,7 +466,7 @@ def test_strength_pictures_and_a_wish_that_is_met(sketch, studio, monkeypatch):
 def test_paint_step_back_and_a_thumbnail_give_each_step_s_weights(sketch, studio, tmp_path):
     press(sketch, "step", "Step 1 ·")
     ((green, red),) = wish(studio)
-    assert 3 < green < 20 and 3 < red < 20
+    assert 1.5 < green < 20 and 1.5 < red < 20
     first = load_file(download(sketch, "save-lora", tmp_path / "1"))
     settle(sketch)
     press(sketch, "step", "Step 2 ·")
