@@ -434,7 +434,7 @@ def test_going_back_keeps_strokes_that_were_not_learnt_from(sketch, studio):
     ((_, first),) = wish(studio)
     settle(sketch)
     take_red(sketch)
-    stroke(sketch, 0.3, 0.15, 0.7, 0.15)
+    stroke(sketch, 0.3, 0.9, 0.7, 0.9)
     press(sketch, "back", "At step 0")
     settle(sketch)
     assert red_on(sketch) > 1
