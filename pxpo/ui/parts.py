@@ -66,6 +66,7 @@ CSS = """
 button.example .button-icon {width: 100%; max-width: 112px; height: auto; margin: 0}
 #words {font-size: 0.85rem}
 #hand label {font-weight: 600}
+#ed {height: auto !important; max-height: 560px; aspect-ratio: 1 / 1.08}
 #history .thumbnail-item {aspect-ratio: 1}
 #history .grid-wrap {padding-top: 2.6rem}
 #history .caption-label {font-size: 0.7rem; padding: 0 0.3rem}
@@ -78,7 +79,6 @@ button.example .button-icon {width: 100%; max-width: 112px; height: auto; margin
 :root {--color-accent: var(--primary-600)}
 .dark {--color-accent: var(--primary-400)}
 @media (max-width: 1024px) {
-    #ed {height: 520px !important}
     #history, #history .grid-wrap {height: 280px !important; max-height: none}
     #history .grid-container {
         grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)) !important
@@ -86,7 +86,6 @@ button.example .button-icon {width: 100%; max-width: 112px; height: auto; margin
 }
 @media (max-width: 640px) {
     #title h1 {font-size: 1.25rem}
-    #ed {height: 350px !important}
     #loop, #loop > * {flex-wrap: nowrap; min-width: 0 !important}
 }
 footer {display: none !important}
