@@ -13,7 +13,12 @@ from pathlib import Path
 
 gc.disable()  # nothing of what is imported is garbage; looking for it takes a fifth of the start
 
-from pxpo.ui import STABLE_DIFFUSION, Page, launch  # first: sets what Gradio and torch read
+from pxpo.errors import ModelError, RunError, SettingError
+
+try:
+    from pxpo.ui import STABLE_DIFFUSION, Page, launch  # first: sets what Gradio and torch read
+except SettingError as error:
+    sys.exit(f"app.py: {error}")
 
 # isort: split
 import torch
@@ -21,11 +26,13 @@ from gradio.utils import get_space
 
 from pxpo import DiffusionModel, Segmenter, load_model
 from pxpo.embedded import TINY_WORLD
-from pxpo.errors import ModelError, SettingError
 from pxpo.models import leave_a_core
 from pxpo.rewards import resolved
 from pxpo.rewards.segmentation import CLOTHES
+from pxpo.store import check_writable
 from pxpo.studio import ModelThread, Studio
+from pxpo.terminal import print_anything
+from pxpo.ui.hosts import LOOPBACK, known_hosts, past_proxies
 from pxpo.ui.zerogpu import LENT, lent
 
 gc.freeze()  # nor is it looked for later
@@ -75,6 +82,7 @@ def arguments() -> argparse.Namespace:
         ("runs", Path, "runs/studio", "folder where people's runs are kept (runs/studio)"),
         ("host", str, None, "address to serve on (127.0.0.1)"),
         ("port", int, None, "port to serve on (7860)"),
+        ("domain", str, "", "host under which a proxy serves a page on 127.0.0.1; or several, a,b"),
     ):
         variable = f"PXPO_{name.upper()}"
         parser.add_argument(
@@ -91,22 +99,28 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    print_anything()
     options = arguments()
+    host = options.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    local = is_local(host) and not options.share
+    past_proxies(host)
     leave_a_core()  # to the server, and to a browser on the same machine
     thread = ModelThread()
     size = (options.height, options.width)
     # ZeroGPU stands in for the GPU, until one is lent, on the main thread alone.
     opened = open_models if LENT else partial(thread.call, open_models)
     try:
+        check_writable(options.runs)
         model, segmenter, note = opened(options.model, options.segmenter, size)
-    except SettingError as error:
+    except (RunError, SettingError) as error:
         sys.exit(f"app.py: {error}")
     usual = {"clipseg": options.clipseg} if options.clipseg else {}
     studio = Studio(model, segmenter, options.runs, thread=thread, usual=usual, lend=lent)
-    own_token = options.own_token or (is_local(options.host) and not options.share)
+    domains = options.domain.split(",") if options.domain else []
     launch(
-        Page(studio, note, own_token),
-        server_name=options.host, server_port=options.port, share=options.share,
+        Page(studio, note, own_token=options.own_token or (local and not domains)),
+        server_name=host, server_port=options.port, share=options.share,
+        app_kwargs=known_hosts(*LOOPBACK, host, *domains) if local else {},
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import secrets
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors.torch import save as safetensors
@@ -50,6 +50,17 @@ def check_free(folder: Path) -> None:
         raise RunError(
             f"{folder} holds a run already; go on with `python -m pxpo resume {folder}`."
         )
+
+
+def check_writable(folder: Path) -> None:
+    """RunError where nothing can be written into `folder`, or made in what it is to lie in."""
+    there = next(one for one in (folder, *folder.resolve().parents) if one.exists())
+    try:
+        trial = there / f".{secrets.token_hex(4)}"
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as error:
+        raise _cannot_save(folder, error) from error
 
 
 def claim(folder: Path) -> Path:
@@ -95,7 +106,8 @@ def save_run(run: Run, folder: Path) -> None:
             folder / name for name in [*(one["file"] for one in updates), record["paint"] or ""]
         }
         for stale in {*(folder / "updates").iterdir()} - kept:
-            stale.unlink()
+            with suppress(OSError):  # Windows deletes no file that is being read: the next time
+                stale.unlink()
     except OSError as error:
         raise _cannot_save(folder, error) from error
 
