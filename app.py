@@ -13,7 +13,12 @@ from pathlib import Path
 
 gc.disable()  # nothing of what is imported is garbage; looking for it takes a fifth of the start
 
-from pxpo.ui import STABLE_DIFFUSION, Page, launch  # first: sets what Gradio and torch read
+from pxpo.errors import ModelError, RunError, SettingError
+
+try:
+    from pxpo.ui import STABLE_DIFFUSION, Page, launch  # first: sets what Gradio and torch read
+except SettingError as error:
+    sys.exit(f"app.py: {error}")
 
 # isort: split
 import torch
@@ -21,13 +26,14 @@ from gradio.utils import get_space
 
 from pxpo import DiffusionModel, Segmenter, load_model
 from pxpo.embedded import TINY_WORLD
-from pxpo.errors import ModelError, RunError, SettingError
 from pxpo.models import leave_a_core
 from pxpo.rewards import resolved
 from pxpo.rewards.segmentation import CLOTHES
 from pxpo.store import keep_others_out
 from pxpo.studio import SHARED, Bounds, Studio
+from pxpo.terminal import print_anything
 from pxpo.turns import ModelThread
+from pxpo.ui.hosts import LOOPBACK, known_hosts, past_proxies
 from pxpo.ui.zerogpu import LENT, lent
 
 gc.freeze()  # nor is it looked for later
@@ -77,6 +83,7 @@ def arguments() -> argparse.Namespace:
         ("runs", Path, "runs/studio", "folder where people's runs are kept (runs/studio)"),
         ("host", str, None, "address to serve on (127.0.0.1)"),
         ("port", int, None, "port to serve on (7860)"),
+        ("domain", str, "", "host under which a proxy serves a page on 127.0.0.1; or several, a,b"),
     ):
         variable = f"PXPO_{name.upper()}"
         parser.add_argument(
@@ -93,7 +100,11 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    print_anything()
     options = arguments()
+    host = options.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    local = is_local(host) and not options.share
+    past_proxies(host)
     leave_a_core()  # to the server, and to a browser on the same machine
     thread = ModelThread()
     size = (options.height, options.width)
@@ -102,10 +113,11 @@ def main() -> None:
     try:
         kept = keep_others_out(options.runs)  # first, as models take a while
         model, segmenter, note = opened(options.model, options.segmenter, size)
-    except (SettingError, RunError) as error:
+    except (RunError, SettingError) as error:
         sys.exit(f"app.py: {error}")
     usual = {"clipseg": options.clipseg} if options.clipseg else {}
-    alone = is_local(options.host) and not options.share
+    domains = options.domain.split(",") if options.domain else []
+    alone = local and not domains
     studio = Studio(
         model, segmenter, options.runs, thread=thread, usual=usual, lend=lent,
         bounds=Bounds() if alone else SHARED,
@@ -115,7 +127,8 @@ def main() -> None:
     with kept:
         launch(
             Page(studio, note, own_token=options.own_token or alone),
-            server_name=options.host, server_port=options.port, share=options.share,
+            server_name=host, server_port=options.port, share=options.share,
+            app_kwargs=known_hosts(*LOOPBACK, host, *domains) if local else {},
         )  # fmt: skip
 
 

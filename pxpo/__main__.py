@@ -41,7 +41,8 @@ from .rewards.segmentation import CLOTHES
 from .rewards.wish import MET
 from .run import ALIKE, Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import EXPERIMENTS, Settings, checked, kind_of, settings_for
-from .store import check_free, claim, new_folder, open_run, pack, save_run
+from .store import check_free, check_writable, claim, new_folder, open_run, pack, save_run
+from .terminal import print_anything
 from .tracking import HEATED, check_trackers, heat_strip, tracked, write_metrics
 
 Result = TypeVar("Result")
@@ -57,6 +58,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (2 for bad input, 130 after Ctrl-C)."""
     options = make_parser().parse_args(arguments)
+    print_anything()
     quiet()
     leave_a_core()
     try:
@@ -247,6 +249,7 @@ def start(options: argparse.Namespace) -> int:
         read_paint(path, None)
     if options.out:
         check_free(options.out)
+    from_first(lambda: check_writable(options.out or Path("runs")))
     size = (options.height, options.width)
     model = load_model(resolved(options.model or "") or None, size=size)
     for word in model.unknown_words(f"{settings.prompt} {settings.held_out_prompt}"):
@@ -286,7 +289,7 @@ def asked(options: argparse.Namespace, run: Run) -> dict[str, Any]:
     settings = run.settings
     return {
         **run.reward.options,
-        "map": tuple(str(path.resolve()) for path in options.map or ()),
+        "map": tuple(resolved(str(path)) for path in options.map or ()),
         "model": None if Path(run.model_name) == TINY_WORLD else run.model_name,
         "height": options.height,
         "width": options.width,
@@ -378,6 +381,7 @@ def go_on(options: argparse.Namespace) -> int:
         spec = spec.changed(**anew).recorded()
         run = replace(run, reward=spec)
     check_trackers(options.log_with or ())
+    from_first(lambda: check_writable(folder))
     tools = Tools(best_device(), code=True)
     if not spec.by_hand:
         spec.make(tools)
@@ -463,6 +467,7 @@ def evaluate_run(options: argparse.Namespace) -> int:
     judges, tools = [read_spec(text) for text in options.judge], Tools(best_device(), code=True)
     for spec in judges:  # what can be said is said before the model is loaded
         spec.make(tools)
+    check_writable(options.out or folder)
     model = load_model(options.model or run.model_name, size=run.size)
     run = replace(run, model_name=resolved(model.name))
     wanted = {"prompts": options.prompt, "seeds": options.seeds, "judges": judges}
@@ -479,6 +484,7 @@ def reproduce_paper(options: argparse.Namespace) -> int:
     if scale.seeds < 1:
         raise SettingError(f"seeds is {scale.seeds}; the least it can be is 1.")
     folder = options.out or Path("runs", "reproduce-quick" if options.quick else "reproduce")
+    check_writable(folder)
     model = load_model(resolved(options.model or "") or None)
     usual = "" if Path(model.name) == TINY_WORLD else CLOTHES
     bench = Bench(model, folder, scale, options.segmenter or [usual], Tools(best_device()))

@@ -23,6 +23,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from .embedded import TINY_WORLD
 from .lora_files import COMFYUI_FILE, save_lora
 from .models.single_file import inspected
+from .pages import code, plain
 from .plots import evolution, reward_curve, to_picture
 from .run import Run, Update, shown_noise, shown_prompts
 
@@ -132,7 +133,7 @@ def write_folder(run: Run, folder: Path, *, repo: str = "", with_base: bool = Fa
         "shown_prompts": shown_prompts(run.settings),
         "versions": {name: version(name) for name in ("diffusers", "peft", "torch")},
     }
-    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     card = _card(run, folder, repo, bool(curve), with_base)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
@@ -191,7 +192,8 @@ def _taught(run: Run) -> list[str]:
     ):  # fmt: skip
         last = number + len(list(alike)) - 1
         updates = f"{number}" if last == number else f"{number} to {last}"
-        rows.append(f"| {updates} | {name} | {', '.join(f'{k} `{v}`' for k, v in own.items())} |")
+        changed = ", ".join(f"{setting} {code(str(value))}" for setting, value in own.items())
+        rows.append(f"| {updates} | {plain(name)} | {changed} |")
         number = last + 1
     return rows
 
@@ -213,18 +215,18 @@ def _card(run: Run, folder: Path, repo: str, curve: bool, with_base: bool) -> st
     )
     rewards = dict.fromkeys(_name_of(update) for update in run.updates[1:])
     text = TEXT.format(
-        title=repo.split("/")[-1] or folder.resolve().name,
+        title=plain(repo.split("/")[-1] or folder.resolve().name),
         base=f"[{base.name}](https://huggingface.co/{base.name})" if base.hub else base.name,
         count=run.count,
-        prompt="*, *".join(settings.prompts),
-        rewards="; ".join(rewards) or "none yet",
+        prompt="*, *".join(map(plain, settings.prompts)),
+        rewards="; ".join(map(plain, rewards)) or "none yet",
         curve="\n![The reward by update, ± over images](reward.png)\n" if curve else "",
         code=_code(run, repo or str(folder), base, with_base),
         programs="" if base.name == "Tiny World" else PROGRAMS.format(base=base.name),
         alike=ALMOST_SAME if _starts_without_signal(run.model_name) else SAME,
         where="" if base.hub or with_base else ELSEWHERE.format(base=base.name),
         taught="\n".join(_taught(run)),
-        settings="\n".join(f"| {name} | `{value}` |" for name, value in _common(run).items()),
+        settings="\n".join(f"| {n} | {code(str(value))} |" for n, value in _common(run).items()),
         seed=settings.seed,
         diffusers=version("diffusers"),
         torch=version("torch"),

@@ -6,9 +6,13 @@ LONGEST = 800
 """Characters of a message; of a longer one, with a whole file in it say, the middle is left out."""
 
 FOLDERS = re.compile(
-    r"""(?<![\w.:/\\])(?:[A-Za-z]:)?[/\\]+(?:[^\s'"/\\]+(?:[ ][^\s'"/\\]+)*[/\\]+)*(?=[^\s'"/\\])"""
+    r"(?<![\w.:/\\])(?:file:)?(?:[A-Za-z]:)?"
+    r"""[/\\]+(?:[^\s'"/\\]+(?:[ ][^\s'"/\\]+)*[/\\]+)*(?=[^\s'"/\\])"""
 )
 """All but the last part of an absolute path; blanks are taken for part of a folder's name."""
+
+QUOTED = re.compile(r"""(['"])(?:file:)?(?:[A-Za-z]:)?[/\\](?:(?!\1).)*[/\\](?=[^/\\])(?!\1)""")
+"""The same of a path in quotes, which may have any other sign in it."""
 
 
 class PxpoError(Exception):
@@ -27,7 +31,7 @@ class PxpoError(Exception):
 
 def without_folders(text: str) -> str:
     """`text` with the last part alone of each absolute path in it."""
-    return FOLDERS.sub("", text)
+    return FOLDERS.sub("", QUOTED.sub(r"\1", text))
 
 
 class SettingError(PxpoError, ValueError):

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from .checks import network_fault
 from .errors import HubError
 from .lora import Lora
 from .lora_files import FILE_NAME, PEFT_CONFIG, PEFT_FILE, load_lora
@@ -166,6 +167,8 @@ PULLING = {
 @contextmanager
 def explained(repo: str, meaning: dict[int, str] = PUSHING) -> Iterator[None]:
     """The Hub's errors as HubErrors."""
+    if fault := network_fault():
+        raise HubError(fault)
     try:
         yield
     except HFValidationError as error:

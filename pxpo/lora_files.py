@@ -87,7 +87,16 @@ def save_lora(lora: Lora, folder: Path) -> Path:
         if name.endswith(".alpha"):  # where diffusers writes the rank
             kohya[name] = torch.tensor(float(lora.alpha))
     save_file(kohya, folder / COMFYUI_FILE, {"format": "pt"})
+    for name in (FILE_NAME, COMFYUI_FILE):
+        _written_anew(folder / name)
     return folder / FILE_NAME
+
+
+def _written_anew(file: Path) -> None:
+    """Give a file the rights that the system gives: safetensors makes it for its owner alone."""
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content)
 
 
 def load_lora(path: Path) -> Lora:

@@ -155,6 +155,25 @@ def inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
+def plain(text: str) -> str:
+    """What a person worded as Markdown, in one line, that shows it as it is."""
+    return re.sub(r"([\\`*_\[\]<>#|$~&])", r"\\\1", _line(text))
+
+
+def code(text: str) -> str:
+    """The same, as code; for a table's cell as well, which a bar would end."""
+    text = _line(text).replace("|", "\\|")
+    if "`" not in text:
+        return f"`{text}`"
+    marks = "`" * (1 + max(map(len, re.findall("`+", text))))
+    return f"{marks} {text} {marks}"
+
+
+def _line(text: str) -> str:
+    """In one line, without what controls terminals and nobody sees."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+
+
 def as_markdown(title: str, blocks: Sequence[Words]) -> str:
     return "\n\n".join([f"# {title}", *(block.markdown() for block in blocks)]) + "\n"
 

@@ -18,6 +18,9 @@ INK, PAPER = (35, 38, 47), (255, 255, 255)
 GREY, NOTHING = (120, 126, 137), (120, 126, 137, 0)
 """Ink and ground of pictures for light and dark pages alike."""
 
+LONGEST = 80
+"""Characters of a curve's title, which would take the room of the curve."""
+
 
 def to_picture(image: Tensor) -> Image.Image:
     """A PIL image of one image: (3, H, W) in [0, 1], or (H, W, 3) uint8."""
@@ -102,6 +105,9 @@ def reward_curve(
     at: the points of the axis `of`, in place of 0, 1, 2, ... over: what the deviations are over.
     clear: on a transparent ground, for light and dark pages.
     """
+    title = " ".join(title.split())
+    if len(title) > LONGEST:
+        title = f"{title[: LONGEST - 1]}…"
     import matplotlib.figure  # here, as it would be a twentieth of the app's start
     import matplotlib.ticker
 

@@ -56,8 +56,11 @@ def _filled(settings: Settings) -> Settings:
 
 STRICT = ConfigDict(strict=True, extra="forbid")
 File = Annotated[
-    str, StringConstraints(pattern=r"^updates/[\w-][\w.-]*\.safetensors$", max_length=100)
+    str,
+    StringConstraints(pattern=r"^updates/([0-9]+|paint)-[0-9a-z]+\.safetensors$", max_length=100),
 ]
+"""None of these is a device of Windows (CON), and none is another's but for its capitals."""
+
 Filled = Annotated[Settings, AfterValidator(_filled)]
 
 

@@ -56,6 +56,17 @@ def check_free(folder: Path) -> None:
         )
 
 
+def check_writable(folder: Path) -> None:
+    """RunError where nothing can be written into `folder`, or made in what it is to lie in."""
+    there = next(one for one in (folder, *folder.resolve().parents) if one.exists())
+    try:
+        trial = there / f".{secrets.token_hex(4)}"
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as error:
+        raise cannot_save(folder, error) from error
+
+
 def claim(folder: Path) -> Path:
     """Make `folder`, which may be there already, a new run's own; RunError where one has it."""
     check_free(folder)

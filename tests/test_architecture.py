@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pxpo"
 
 LAYERS = [
-    {"errors", "checks", "embedded", "progress"},
+    {"errors", "checks", "embedded", "progress", "terminal"},
     {"settings", "processes", "turns"},
     {"steps", "credit", "strength"},
     {"models"},
@@ -89,7 +89,10 @@ def test_only_the_page_knows_gradio_and_nothing_knows_the_page(file):
 
 
 def test_the_page_does_not_know_the_app_and_its_parts_make_no_circle():
-    order = ["zerogpu", "parts", "rewards", "canvas", "masks", "events", "api", "page", "__init__"]
+    order = [
+        "zerogpu", "hosts", "parts", "rewards", "canvas", "masks", "events", "api", "page",
+        "__init__",
+    ]  # fmt: skip
     assert {file.stem for file in (PACKAGE / "ui").glob("*.py")} == set(order)
     for height, module in enumerate(order):
         names = imported(PACKAGE / "ui" / f"{module}.py")

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import diffusers
 import pytest
 import torch
 from conftest import random_lora, random_pipeline
@@ -425,6 +426,57 @@ def test_a_scheduler_that_knows_no_clipping_is_not_taken_for_one_that_clips(kind
     pipeline.scheduler = DDIMScheduler()  # clips unless told otherwise
     with pytest.raises(ModelError, match="'clipped' clips samples"):
         StableDiffusion(pipeline, "cpu", "clipped")
+
+
+@pytest.fixture(scope="module")
+def any_pipeline():
+    return random_pipeline()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["DDPM", "PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "KDPM2Discrete",
+     "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep"],
+)  # fmt: skip
+@pytest.mark.parametrize("spacing", [None, "leading", "trailing", "linspace"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"steps_offset": 1},
+        {"beta_schedule": "scaled_linear", "steps_offset": 1, "set_alpha_to_one": False},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"trained_betas": [0.001] * 1000},
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+    ],
+    ids=["plain", "offset", "Stable Diffusion's", "cosine", "betas", "zero SNR"],
+)
+def test_the_steps_are_those_that_stock_ddim_takes_from_any_scheduler(
+    any_pipeline, tmp_path, kind, spacing, more
+):
+    """Read from a file, which leaves out what the scheduler has by default."""
+    config = {"_class_name": f"{kind}Scheduler", "beta_start": 0.00085, "beta_end": 0.012, **more}
+    config |= {"clip_sample": False} if kind == "DDPM" else {}
+    config |= {"timestep_spacing": spacing} if spacing else {}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    own = getattr(diffusers, f"{kind}Scheduler").from_pretrained(tmp_path)
+    any_pipeline.scheduler = own
+    model = StableDiffusion(any_pipeline, "cpu", "random")
+    stock = DDIMScheduler.from_config(own.config, clip_sample=False)
+    x_t, out, z = torch.randn((3, 1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    for count in (3, 50):
+        sampling = Sampling(steps=count, eta=0.7)
+        steps = model.steps(sampling)
+        stock.set_timesteps(count)
+        assert torch.equal(steps.t, stock.timesteps.long())
+        for at in (steps[index] for index in (0, 1, count - 2, count - 1)):
+            if at.p == 0:  # where stock DDIM takes the root of a rounding error
+                continue
+            wanted = stock.step(out, at.t, x_t, eta=0.7, variance_noise=z).prev_sample
+            assert torch.equal(model.take_step(at, x_t, out, z, sampling)[0], wanted)
+            torch.testing.assert_close(
+                at.mean(x_t, out) + at.sigma * z, wanted, atol=1e-4, rtol=1e-4
+            )
 
 
 def test_half_precision_takes_the_half_sized_files(tmp_path):

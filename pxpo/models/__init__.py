@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
+from ..checks import reason_of
 from ..embedded import TINY_WORLD
 from ..errors import ModelError, PxpoError
 from ..processes import own_device
@@ -75,15 +76,16 @@ def load_model(
             way_out = "it must be a diffusers folder of a Stable Diffusion pipeline"
         else:
             way_out = "check the name, the network, and your access to it if it is gated"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"The model {name!r} cannot be loaded ({reason}); {way_out}.") from error
+        raise ModelError(
+            f"The model {name!r} cannot be loaded ({reason_of(error, name)}); {way_out}."
+        ) from error
 
 
 def pipeline_kind(name: str) -> str:
     """The class that a folder or a Hub repository is of; ModelError for a part of a pipeline."""
     folder = Path(name)
     if (folder / "config.json").exists() and not (folder / "model_index.json").exists():
-        kind = json.loads((folder / "config.json").read_text()).get("_class_name", "model")
+        kind = json.loads((folder / "config.json").read_bytes()).get("_class_name", "model")
         raise ModelError(
             f"The folder {name!r} is a {kind}, which is a part of a pipeline at most; give the "
             "folder of a whole one, with a model_index.json in it."

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..checks import TEXT, is_text
-from ..embedded import TINY_WORLD
-from ..errors import RewardError
+from ..embedded import ASSETS, TINY_WORLD
+from ..errors import RewardError, SettingError
 
 if TYPE_CHECKING:
     from .segmentation import Segmenter
@@ -32,8 +32,19 @@ Model = TypeVar("Model")
 
 
 def resolved(name: str) -> str:
-    """A folder's whole path, so that it is found from another folder as well; a Hub id as it is."""
-    return str(Path(name).resolve()) if name and Path(name).exists() else name
+    """A folder's whole path, so that it is found from another folder as well; a Hub id as it is.
+
+    Raises SettingError for a path that no run can keep, as it is no text.
+    """
+    if not name or not Path(name).exists() or Path(name).is_relative_to(ASSETS):
+        return name
+    path = str(Path(name).resolve())
+    if not is_text(path):
+        raise SettingError(
+            f"the path {path!r} is no text in the system's encoding; give it another name, or, if "
+            "it looks well elsewhere, set PYTHONUTF8=1."
+        )
+    return path
 
 
 def checked_maps(maps: Any, count: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
+from ..checks import reason_of
 from ..errors import ModelError, RewardError
 from .base import MORE, Option, Reward, RewardKind, Tools, more_or_less
 
@@ -42,10 +43,9 @@ class ClipSeg:
             if any(key.startswith("decoder.") for key in loading["missing_keys"]):
                 raise ValueError("it has no decoder, as a plain CLIP")
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelError(
-                f"The CLIPSeg {name!r} cannot be loaded ({reason}); check the name and the "
-                f"network, or download it first, e.g. hf download {CLIPSEG}."
+                f"The CLIPSeg {name!r} cannot be loaded ({reason_of(error, name)}); check the name "
+                f"and the network, or download it first, e.g. hf download {CLIPSEG}."
             ) from error
         self.model = model.float().eval().requires_grad_(False).to(device)
         self.tokenizer, images = processor.tokenizer, processor.image_processor

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES as KINDS,
+)
 
+from ..checks import reason_of
 from ..embedded import TINY_SEGMENTER
 from ..errors import ModelError, RewardError
 from .base import MORE, Option, RewardKind, Tools, more_or_less, resolved
@@ -24,23 +34,28 @@ SPECK = 0.001  # share of a picture; what is smaller is no thing to be named
 class Segmenter:
     """Any semantic segmentation model of transformers, from a folder or the Hub.
 
-    labels: the names of its classes, in order.
+    labels: the names of its classes, in order. Raises ModelError for what is none.
     """
 
     def __init__(self, name: str | Path | None = None, device: str = "cpu") -> None:
         self.name = resolved(str(name or TINY_SEGMENTER))
         try:
+            config = AutoConfig.from_pretrained(self.name)
+            if config.model_type not in KINDS:
+                raise ValueError(
+                    f"it is a {config.model_type}, which gives no class for each pixel; here it "
+                    f"can be {', '.join(KINDS)}"
+                )
             self.processor = AutoImageProcessor.from_pretrained(self.name)
-            model = AutoModelForSemanticSegmentation.from_pretrained(self.name)
+            model, self.labels = _loaded(self.name, config)
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = reason_of(error, self.name)
             raise ModelError(
                 f"The segmenter {self.name!r} cannot be loaded ({reason}); check the name and the "
                 "network, or leave it out for the embedded one."
             ) from error
         self.model = model.float().eval().requires_grad_(False).to(device)
-        names = self.model.config.id2label
-        self.labels: tuple[str, ...] = tuple(names[index] for index in range(len(names)))
+        self.whole = _whole(self.processor)
 
     def index(self, label: str) -> int:
         """The class called `label`, whatever its capitals."""
@@ -58,7 +73,7 @@ class Segmenter:
         parts = []
         for part in images.split(8):
             pixels = (part.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
-            inputs = self.processor(images=list(pixels), return_tensors="pt")
+            inputs = self.processor(images=list(pixels), return_tensors="pt", **self.whole)
             logits = self.model(inputs["pixel_values"].to(self.model.device)).logits
             logits = F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
             parts.append(logits.softmax(1).cpu())
@@ -94,6 +109,47 @@ def connected(mask: Tensor) -> Tensor:
 def things(classes: Tensor) -> Tensor:
     """(H, W) long: a number for each connected thing of one class in `classes` (H, W) long."""
     return sum((connected(classes == one) for one in classes.unique()), torch.zeros_like(classes))
+
+
+def _loaded(name: str, config: PreTrainedConfig) -> tuple[Any, tuple[str, ...]]:
+    """The model, and the names of its classes.
+
+    transformers takes the table of labels to be as long as there are classes. Where it is not, the
+    weights decide.
+    """
+    for _ in range(2):
+        model, loading = AutoModelForSemanticSegmentation.from_pretrained(
+            name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+        if not loading["mismatched_keys"]:
+            break
+        part, found, wanted = sorted(loading["mismatched_keys"])[0]
+        config.num_labels = found[0]
+    else:
+        raise ValueError(
+            f"its weights have a {part} of {tuple(found)}, and its config.json one of "
+            f"{tuple(wanted)}"
+        )
+    if lacking := sorted({*loading["missing_keys"]} & {*dict(model.named_parameters())}):
+        raise ValueError(f"its weights are not all of a segmenter's: they have no {lacking[0]}")
+    table = PreTrainedConfig.get_config_dict(name)[0].get("id2label") or {}
+    names = {int(number): str(label or "").strip() for number, label in table.items()}
+    return model, _labels(names, config.num_labels)
+
+
+def _labels(names: Mapping[int, str], count: int) -> tuple[str, ...]:
+    """The names of `count` classes: by their numbers, or, where these go beyond, in their order."""
+    if len(names) == count:
+        names = dict(enumerate(names[number] for number in sorted(names)))
+    return tuple(names.get(number) or f"LABEL_{number}" for number in range(count))
+
+
+def _whole(processor: Any) -> dict[str, Any]:
+    """What makes a processor show its model whole pictures: in place of what it would cut out of
+    their middle, all of them in that size."""
+    if not getattr(processor, "do_center_crop", False):
+        return {}
+    return {"do_center_crop": False, "size": dict(processor.crop_size)}
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,24 @@
 
 `page.py` lays it out and connects it, `events.py` does what its buttons promise, `canvas.py` is
 what a person paints on, `masks.py` what paints beside the brush, `rewards.py` all that depends on
-the kind of reward, `api.py` the same verbs for programs, `parts.py` what these share; `zerogpu.py`
-lends the studio's work a GPU.
+the kind of reward, `api.py` the same verbs for programs, `parts.py` what these share; `hosts.py`
+says for which hosts the page answers, `zerogpu.py` lends the studio's work a GPU.
 """
 
 import os
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")  # read as Gradio is imported
 
+import httpx
+
+from ..checks import network_fault
+from ..errors import SettingError
+from .hosts import LOOPBACK, past_proxies
 from .zerogpu import LENT
+
+past_proxies(*LOOPBACK)
+if fault := network_fault(httpx.Client):  # such a one is made as Gradio is imported
+    raise SettingError(fault)
 
 if LENT:
     import spaces  # noqa: F401  # before anything touches the GPU that is not there yet

@@ -235,13 +235,19 @@ def refusal(message: str) -> gr.Error:
 
 @contextlib.contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """The package's own errors as messages to a visitor; a decorator of functions as well."""
+    """Errors as messages to a visitor; a decorator of functions as well.
+
+    Of an error that is none of the package's the words are for the server's log alone.
+    """
     try:
         yield
+    except gr.Error:
+        raise
     except PxpoError as error:
         raise refusal(error.for_visitors()) from error
-    except OSError as error:  # of the pictures that are served, say
-        raise refusal(
-            f"This machine's disk refuses ({error.strerror or error}). What was learnt is kept; "
-            "try again in a while."
+    except Exception as error:
+        kind = getattr(error, "strerror", None) or type(error).__name__
+        raise gr.Error(
+            f"This went wrong on the server, and not by what you did: {kind}. Nothing that was "
+            "saved is lost. Try again, and if it stays, tell whoever runs this page."
         ) from error
