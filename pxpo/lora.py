@@ -70,8 +70,8 @@ class Lora:
 
     @cached_property
     def digest(self) -> str:
-        """Tells its weights from others."""
-        return digest(self.weights.values())
+        """Tells its weights from others, in whichever order they come."""
+        return digest(self.weights[name] for name in sorted(self.weights))
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

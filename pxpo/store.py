@@ -118,7 +118,8 @@ def save_run(run: Run, folder: Path) -> None:
 
 
 def at_rest(run: Run, folder: Path) -> Run:
-    """The run that was just saved in `folder`, with its last update but one as it lies there.
+    """The run, which was saved in `folder` but for its newest update, with the one before as it
+    lies there.
 
     What was read from a file takes no memory: the system reads it again when it is looked at. So a
     run that rests after each update takes as much as its newest one.

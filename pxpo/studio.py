@@ -173,8 +173,8 @@ class Studio:
         changed = {n: v for n, v in settings.items() if v is not None}
         self.bounds.check(self._settings(self.run(run_id).settings, changed), count)
         self._check(reward)
-        work = self._step(run_id, reward, painting, changed)
-        return self._keep((yield from self.thread.in_turn(work)))
+        run = yield from self.thread.in_turn(self._step(run_id, reward, painting, changed))
+        return self._keep(at_rest(run, self._folder(run_id)))
 
     def forget_wish(self, run_id: str) -> Run:
         """The run without all that was painted; what it learnt stays."""
@@ -395,9 +395,8 @@ class Studio:
                 "an update of this run is under way, in another tab say; press Stop there, or wait "
                 "for its end."
             )
-        folder = self._folder(run.id)
-        save_run(run, folder)
-        return self._remember(at_rest(run, folder))
+        save_run(run, self._folder(run.id))
+        return self._remember(run)
 
     def _remember(self, run: Run) -> Run:
         with self._lock:

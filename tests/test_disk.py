@@ -73,6 +73,16 @@ def test_a_run_at_rest_goes_back_and_on_bit_for_bit(studio, run):
         assert same(finish(studio.step(run.id, BLUE, images=2)), runs[count + 1])
 
 
+def test_an_update_is_written_once_also_after_it_was_read_again(studio, run, model, segmenter):
+    finish(studio.step(run.id, BLUE, images=2))
+    files = {path: path.stat().st_mtime_ns for path in studio.folder.glob("*/updates/*")}
+    for place in (studio, Studio(model, segmenter, studio.folder)):
+        finish(place.step(run.id, BLUE, images=2))
+        now = {path: path.stat().st_mtime_ns for path in studio.folder.glob("*/updates/*")}
+        assert files.items() < now.items() and len(now) == len(files) + 1
+        files = now
+
+
 def test_each_lora_is_read_through_once_for_its_file_s_name(studio, run, monkeypatch):
     read = []
     monkeypatch.setattr("pxpo.lora.digest", lambda tensors: read.append(len([*tensors])) or "x")
