@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -180,13 +181,19 @@ def classes_of(studio) -> torch.Tensor:
     return studio.classes(to_tensor(large(run_of(studio).picture)))
 
 
-def within(mask: torch.Tensor) -> tuple[float, float]:
-    """A place well within a mask (H, W), as shares of its width and height."""
+def within(mask: torch.Tensor, page) -> tuple[float, float]:
+    """A place well within a mask (H, W) of the picture, in shares of the canvas around it."""
     left = mask.float()[None]
     while (thinner := -F.max_pool2d(-F.pad(left, (1, 1, 1, 1)), 3, 1)).any():
         left = thinner
     y, x = left[0].nonzero()[0].tolist()
-    return (x + 0.5) / mask.shape[1], (y + 0.5) / mask.shape[0]
+    zoom = page.locator("#ed").get_by_text(re.compile(r"^\d+%$")).inner_text()
+    box = page.locator("#ed canvas").first.bounding_box()
+    scale = int(zoom.rstrip("%")) / 100  # the picture is in the middle
+    return (
+        0.5 + scale * (x + 0.5 - mask.shape[1] / 2) / box["width"],
+        0.5 + scale * (y + 0.5 - mask.shape[0] / 2) / box["height"],
+    )
 
 
 def largest(studio) -> list[torch.Tensor]:
@@ -212,9 +219,9 @@ def test_dabs_grow_into_whole_things_which_count_and_can_be_undone(visit, studio
     page.locator("#grow").click()
     page.get_by_text("Dab on something first").wait_for(timeout=PATIENCE)
     good, bad = largest(studio)
-    stroke(page, *within(good), *within(good))
+    stroke(page, *within(good, page), *within(good, page))
     take_red(page)
-    stroke(page, *within(bad), *within(bad))
+    stroke(page, *within(bad, page), *within(bad, page))
     dabs = painted(page, tmp_path)
     for sign in (1, -1):  # as round as the brush
         rows, columns = (sign * dabs > 0).nonzero().T
@@ -242,11 +249,13 @@ def test_a_finger_s_dab_grows_and_a_stroke_after_it_counts_too(visit, studio, tm
     open_ways(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     thing, other = largest(studio)
-    touch(page, *within(thing), *within(thing))
+    touch(page, *within(thing, page), *within(thing, page))
     page.locator("#grow").tap()
     becomes(page, tmp_path, 2.0 * thing)
     take_red(page)
-    touch(page, *within(other), *within(other))  # a finger still paints on the renewed canvas
+    touch(
+        page, *within(other, page), *within(other, page)
+    )  # a finger still paints on the renewed canvas
     both = painted(page, tmp_path)
     assert (both > 0).sum() > 0.9 * thing.sum() and (both < 0).sum() > WIDTH**2 / 2
     clear(page)

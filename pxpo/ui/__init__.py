@@ -3,8 +3,9 @@
     launch(Page(Studio(model, segmenter, Path("runs/studio"))))
 
 `page.py` lays it out and connects it, `events.py` does what its buttons promise, `canvas.py` is
-what a person paints on, `rewards.py` all that depends on the kind of reward, `api.py` the same
-verbs for programs, `parts.py` what these share; `zerogpu.py` lends the studio's work a GPU.
+what a person paints on, `masks.py` what paints beside the brush, `rewards.py` all that depends on
+the kind of reward, `api.py` the same verbs for programs, `parts.py` what these share; `zerogpu.py`
+lends the studio's work a GPU.
 """
 
 import os

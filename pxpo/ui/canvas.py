@@ -133,7 +133,7 @@ class Canvas:
               **quiet: Any) -> Any:  # fmt: skip
         """Events that take the run's picture off the editor, to be renewed; as `renew` else."""
         return self.read(listen, **quiet).then(
-            self._wrap(self._empty), [run, ended, *self.inputs], [self.waiting, self.editor],
+            self.wrap(self._empty), [run, ended, *self.inputs], [self.waiting, self.editor],
             **quiet,
         )  # fmt: skip
 
@@ -142,7 +142,7 @@ class Canvas:
         """Events that bring the run's picture, under the paint on the editor or none; ended:
         (anything, whether that paint stays). What the wish has heard of it never does."""
         return self.empty(listen, run, ended, **quiet).then(
-            self._wrap(self._fill), [run, self.waiting],
+            self.wrap(self._fill), [run, self.waiting],
             [self.waiting, self.shown, self.before, self.editor], **quiet,
         )  # fmt: skip
 
@@ -155,27 +155,28 @@ class Canvas:
             if (shown := self.picture(run)) is None:
                 raise refusal("There is no picture to paint on yet.")
             picture, paint = to_tensor(shown), self.paint(run, *values[:3])
-            strokes = fitted(painted_map(paint), picture) if paint else 0 * picture[0]
+            strokes = fitted(painted_map(paint), picture) if paint else torch.zeros_like(picture[0])
             after = work(strokes, picture, *values[3:])
             return (as_paint(after) if after.any() else None, math.inf), None, strokes
 
         self.read(listen, **quiet).then(
-            self._wrap(changed), [run, *self.inputs, *inputs],
+            self.wrap(changed), [run, *self.inputs, *inputs],
             [self.waiting, self.editor, self.before], **quiet,
         ).success(
-            self._wrap(self._show), [run, self.waiting], [self.waiting, self.shown, self.editor],
+            self.wrap(self._show), [run, self.waiting], [self.waiting, self.shown, self.editor],
             **quiet,
         )  # fmt: skip
 
     def wire(self, run: gr.BrowserState, **quiet: Any) -> None:
         """Connect the brush and the clear button."""
-        bring_back = self._wrap(self._bring_back)
+        bring_back = self.wrap(self._bring_back)
         self.editor.clear(bring_back, run, [self.waiting, self.editor], **quiet)
         self.brush.change(
             lambda choice: gr.ImageEditor(brush=brush(choice)), self.brush, self.editor, **quiet
         )
 
-    def _wrap(self, work: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        """`work` as an event, on the model's thread."""
         return self.studio.thread.wrap(errors_as_messages()(work))
 
     def _empty(self, run: str, ended: tuple[Any, bool], *values: Any) -> tuple[Waiting, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..rewards import open_picture, painted_map, whole_things
 from ..rewards.painting import FULL
 from .canvas import PLUS, Canvas, fitted, to_tensor
-from .parts import errors_as_messages, refusal, served
+from .parts import refusal, served
 
 
 def colour_of(brush: str) -> float:
@@ -62,7 +62,7 @@ class MoreWays:
         ):
             canvas.change(listen, run, work, inputs, **quiet)
         canvas.read(self.download.click, **quiet).then(
-            self._wrap(self.saved), [run, *canvas.inputs], self.file, **quiet
+            canvas.wrap(self.saved), [run, *canvas.inputs], self.file, **quiet
         ).success(
             None, None, None, js="() => document.querySelector('#paint-file').click()", **quiet
         )
@@ -71,7 +71,7 @@ class MoreWays:
 
     def renew(self, listen: Callable[..., Any], run: gr.BrowserState, **quiet: Any) -> None:
         """An event that lists what is found in the run's picture, once anybody looks."""
-        listen(self._wrap(self.listed), [run, self.is_open, self.name], self.name, **quiet)
+        listen(self.canvas.wrap(self.listed), [run, self.is_open, self.name], self.name, **quiet)
 
     def listed(self, run: str, is_open: bool, name: str | None) -> Any:
         picture = self.canvas.picture(run) if is_open else None
@@ -115,6 +115,3 @@ class MoreWays:
         if paint is None:
             raise refusal("Nothing is painted yet; paint + or − first.")
         return served(paint, "paint")
-
-    def _wrap(self, work: Callable[..., Any]) -> Callable[..., Any]:
-        return self.studio.thread.wrap(errors_as_messages()(work))
