@@ -891,7 +891,7 @@ def test_a_setting_that_cannot_be_is_refused(studio, case):
 
 
 STEP: dict[str, tuple[dict[str, Any], str]] = {
-    "a run of no name": ({"run_id": ""}, "not the name of a run"),
+    "a run of no name": ({"run_id": ""}, "there is no run yet"),
     "a run that is a path": ({"run_id": "../../etc/passwd"}, "not the name of a run"),
     "a run that nobody has": ({"run_id": "a" * 16}, "no longer kept"),
     "a run whose name ends a line": ({"run_id": "a" * 16 + "\n"}, "not the name of a run"),

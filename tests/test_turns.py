@@ -272,6 +272,7 @@ def test_waiting_is_shown_sign_by_sign_and_other_progress_now_and_then():
     assert list(throttled(work(), str))[:3] == waiting
 
 
+@pytest.mark.slow
 def test_work_that_nobody_listens_to_is_dropped_and_others_are_served(model, segmenter, tmp_path):
     gradio_client = pytest.importorskip("gradio_client")
     from pxpo.ui import Page, launch
