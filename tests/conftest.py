@@ -185,6 +185,8 @@ def model(loaded: tuple[DiffusionModel, list[torch.Tensor], dict]) -> Iterator[D
     model, weights, parts = loaded
     vars(model).clear()
     vars(model).update({n: copy(p) if isinstance(p, dict | set) else p for n, p in parts.items()})
+    model.network.disable_gradient_checkpointing()
+    model.vae.disable_tiling()
     yield model
     assert not model.busy
     assert all(map(torch.equal, weights_of(model), weights))

@@ -188,11 +188,11 @@ class Refusing:
     def __init__(self, error: OSError, after: int) -> None:
         self.error, self.left, self.replace = error, after, os.replace
 
-    def __call__(self, *names) -> None:
+    def __call__(self, *names, **options) -> None:
         if self.left == 0:
             raise self.error
         self.left -= 1
-        self.replace(*names)
+        self.replace(*names, **options)
 
 
 @pytest.mark.parametrize("error", [FULL, READ_ONLY], ids=["full", "read-only"])
@@ -290,7 +290,7 @@ def test_a_picture_that_cannot_be_served_is_one_clear_line(monkeypatch):
     gradio = pytest.importorskip("gradio")
     from pxpo.ui.parts import errors_as_messages
 
-    with pytest.raises(gradio.Error, match="No space left on device.*is kept"):
+    with pytest.raises(gradio.Error, match="No space left on device.*saved is lost"):
         with errors_as_messages():
             raise FULL
 

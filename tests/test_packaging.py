@@ -13,10 +13,10 @@ import pytest
 from packaging.requirements import Requirement
 
 import pxpo
-from pxpo.embedded import OPENING, SINGLE_FILE, TINY_SEGMENTER, TINY_WORLD
+from pxpo.embedded import EXAMPLES, OPENING, SINGLE_FILE, TINY_SEGMENTER, TINY_WORLD
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = (TINY_WORLD, TINY_SEGMENTER, OPENING, SINGLE_FILE)
+SHIPPED = (TINY_WORLD, TINY_SEGMENTER, OPENING, EXAMPLES, SINGLE_FILE)
 
 made = pytest.mark.skipif(
     not (TINY_WORLD / "model_index.json").exists(), reason="Tiny World has not been made"
