@@ -231,7 +231,7 @@ def test_the_page_and_its_figures(model_folder, run, tmp_path, capsys):
     assert "&lt;b&gt;a lake&lt;/b&gt;" in page and "<b>" not in page and "a &amp; b" in page
     assert not re.search(r"(src|href)=\"?(http|/)|url\(|@import|<script", page)
     assert cli.main([*command, "--out", str(out / "index.html")]) == 2
-    assert "cannot be written into" in capsys.readouterr().err
+    assert "cannot be saved in" in capsys.readouterr().err
     again = tmp_path / "again"
     assert cli.main([*command, "--out", str(again)]) == 0
     for name in ("evaluation.json", "index.html"):
