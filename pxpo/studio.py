@@ -174,7 +174,7 @@ class Studio:
         self.bounds.check(self._settings(self.run(run_id).settings, changed), count)
         self._check(reward)
         run = yield from self.thread.in_turn(self._step(run_id, reward, painting, changed))
-        return self._keep(at_rest(run, self._folder(run_id)))
+        return self._keep(at_rest(run, self._folder(run_id)) if run_id else run)
 
     def forget_wish(self, run_id: str) -> Run:
         """The run without all that was painted; what it learnt stays."""
