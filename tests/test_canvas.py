@@ -212,6 +212,7 @@ def becomes(page, folder: Path, wanted: torch.Tensor) -> None:
     pytest.fail("the canvas shows other paint")
 
 
+@pytest.mark.slow
 def test_dabs_grow_into_whole_things_which_count_and_can_be_undone(visit, studio, tmp_path):
     page = visit()
     new_picture(page)
