@@ -24,6 +24,7 @@ from test_app import (  # noqa: E402
     new_picture,
     plain,
     press,
+    red_on,
     run_of,
     says,
     settle,
@@ -203,6 +204,15 @@ def largest(studio) -> list[torch.Tensor]:
     return [numbers == found[index] for index in sizes.argsort(descending=True)[:2]]
 
 
+def await_red(page) -> None:
+    """Wait until there is paint: nothing to download is refused."""
+    for _ in range(PATIENCE // 1000):
+        if red_on(page) > 1:
+            return
+        page.wait_for_timeout(1000)
+    pytest.fail("the canvas shows no red")
+
+
 def becomes(page, folder: Path, wanted: torch.Tensor) -> None:
     """Wait until this is painted, but for a few pixels, which the editor may smooth."""
     for _ in range(PATIENCE // 4000):
@@ -270,7 +280,8 @@ def test_a_thing_is_painted_without_a_pointer(visit, studio, tmp_path):
     page = visit()
     new_picture(page)
     page.locator("#hand input").first.focus()
-    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Tab")  # Gradio's radios are each on their own: no arrow leads to another
+    page.keyboard.press("Space")
     page.get_by_role("button", name="More ways to paint").focus()
     page.keyboard.press("Enter")
     names = page.get_by_label("Found in the picture")
@@ -280,11 +291,14 @@ def test_a_thing_is_painted_without_a_pointer(visit, studio, tmp_path):
     names.focus()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
-    chosen = names.input_value()
+    page.wait_for_function(
+        "(name) => document.querySelector('#named input').value === name", arg=found[1]
+    )
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "paint-named"
     page.keyboard.press("Enter")
-    thing = -2.0 * (classes_of(studio) == studio.segmenter.index(chosen))
+    thing = -2.0 * (classes_of(studio) == studio.segmenter.index(found[1]))
+    await_red(page)
     becomes(page, tmp_path, thing)
     page.locator("#step").focus()
     page.keyboard.press("Enter")
@@ -313,6 +327,7 @@ def test_masks_are_taken_in_inverted_and_come_back_as_they_left(visit, studio, t
     upload(tmp_path / "broken.png")
     page.get_by_text("cannot be read").wait_for(timeout=PATIENCE)
     upload(tmp_path / "mask.png")
+    await_red(page)
     wanted = fitted(-2.0 * torch.from_numpy(mask > 0), torch.zeros(512, 512))
     becomes(page, tmp_path, wanted)
     (tmp_path / "paint.png").rename(tmp_path / "mine.png")
@@ -322,6 +337,7 @@ def test_masks_are_taken_in_inverted_and_come_back_as_they_left(visit, studio, t
     clear(page)
     settle(page)
     upload(tmp_path / "mine.png")
+    await_red(page)
     becomes(page, tmp_path, wanted)  # red, though the brush is green now
 
 

@@ -34,17 +34,18 @@ class MoreWays:
         self.is_open = gr.State(False)
         with gr.Accordion("More ways to paint", open=False, elem_id="ways") as self.panel:
             gr.Markdown("Dab on a tree, a lake, anything, and let the dabs grow; or choose it.")
-            with gr.Row(equal_height=True):
+            with gr.Row():
                 self.grow = gr.Button(
-                    "Grow into whole things", size="md", min_width=200, elem_id="grow"
+                    "Grow into whole things", size="md", min_width=240, elem_id="grow"
                 )
+                self.invert = gr.Button("Invert", elem_id="invert", **small)
+                self.undo = gr.Button("Undo", elem_id="undo", **small)
+            with gr.Row(equal_height=True):
                 self.name = gr.Dropdown(
                     label="Found in the picture", container=False, min_width=120, elem_id="named"
                 )
                 self.paint_name = gr.Button("Paint it", elem_id="paint-named", **small)
             with gr.Row():
-                self.invert = gr.Button("Invert", elem_id="invert", **small)
-                self.undo = gr.Button("Undo", elem_id="undo", **small)
                 self.upload = gr.UploadButton(
                     "Upload a mask", file_types=["image"], elem_id="upload-mask", **small
                 )
