@@ -103,6 +103,8 @@ def main() -> None:
     print_anything()
     options = arguments()
     host = options.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    if ":" in host:
+        host = f"[{host.strip('[]')}]"  # Gradio makes an address of it
     local = is_local(host) and not options.share
     past_proxies(host)
     leave_a_core()  # to the server, and to a browser on the same machine

@@ -595,6 +595,8 @@ def test_a_page_for_known_hosts_answers_no_others(kind):
     [
         ([], {*LOOPBACK}, True),
         (["--host", "localhost"], {*LOOPBACK}, True),
+        (["--host", "::1"], {*LOOPBACK}, True),
+        (["--host", "[::1]"], {*LOOPBACK}, True),
         (["--host", "127.0.0.7"], {*LOOPBACK, "127.0.0.7"}, True),
         (["--domain", "a.example, B.example"], {*LOOPBACK, "a.example", "b.example"}, False),
         (["--domain", "a.example", "--own-token"], {*LOOPBACK, "a.example"}, True),
@@ -619,7 +621,9 @@ def test_a_page_for_this_machine_alone_answers_to_its_names_alone(
     ((allowed, options),) = launched
     middleware = options["app_kwargs"].get("middleware", [])
     assert allowed == own_token and len(middleware) == (hosts is not None)
-    assert options["server_name"] in os.environ["NO_PROXY"].split(",")
+    server = options["server_name"]
+    assert server.strip("[]") in os.environ["NO_PROXY"].split(",") and network_fault() == ""
+    assert httpx.URL(f"http://{server}:7860").port == 7860
     for one in middleware:
         assert one.cls is KnownHosts and set(KnownHosts(None, *one.args).hosts) == hosts
     monkeypatch.setattr("app.get_space", lambda: "ada/studio")

@@ -19,8 +19,9 @@ def past_proxies(*hosts: str) -> None:
     """From now on no proxy is asked for these hosts: as Gradio starts, it asks its own page whether
     it is there."""
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    bare = [host.strip("[]") for host in hosts]
     for name in ("no_proxy", "NO_PROXY"):  # the small one wins where there are both
-        os.environ[name] = ",".join(filter(None, (listed, *hosts)))
+        os.environ[name] = ",".join(filter(None, (listed, *bare)))
 
 
 def known_hosts(*hosts: str) -> dict[str, Any]:
