@@ -175,7 +175,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(model_folder: Path) -> tuple[DiffusionModel, list[torch.Tensor], dict[str, Any]]:
     """A model, a copy of its weights, and what it is made of."""
     model = load_model(model_folder, device="cpu")
-    return model, [weight.clone() for weight in weights_of(model)], vars(model).copy()
+    return model, [weight.clone() for weight in bare_weights(model)], vars(model).copy()
 
 
 @pytest.fixture
@@ -189,10 +189,10 @@ def model(loaded: tuple[DiffusionModel, list[torch.Tensor], dict]) -> Iterator[D
     model.vae.disable_tiling()
     yield model
     assert not model.busy
-    assert all(map(torch.equal, weights_of(model), weights))
+    assert all(map(torch.equal, bare_weights(model), weights))
 
 
-def weights_of(model: Any) -> list[torch.Tensor]:
+def bare_weights(model: Any) -> list[torch.Tensor]:
     """All but those of a LoRA that is attached."""
     modules = (model.network, model.vae, model.text_encoder)
     named = [pair for module in modules for pair in module.named_parameters()]

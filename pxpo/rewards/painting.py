@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -34,9 +35,8 @@ def open_picture(source: Path | BinaryIO) -> Image.Image:
     """
     try:
         with Image.open(source, formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > MOST_PIXELS:
-                raise Image.DecompressionBombError(f"{width} × {height} pixels")
+            if (pixels := math.prod(picture.size)) > MOST_PIXELS:
+                raise Image.DecompressionBombError(f"{pixels} pixels")
             picture.load()
             return picture
     except Image.DecompressionBombError as error:  # Pillow's too, for what is larger by far
