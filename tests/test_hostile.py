@@ -774,15 +774,17 @@ PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
         )
         for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
     },
-    "20 kB that are 13000 pixels wide and high": (lambda: png(13000, 13000), "169000000 pixels & the most"),
-    "6000 pixels wide and high": (lambda: png(6000, 6000), "36000000 pixels & the most"),
+    "20 kB that are 13000 pixels wide and high": (
+        lambda: png(13000, 13000), "169000000 & the most",
+    ),
+    "6000 pixels wide and high": (lambda: png(6000, 6000), "36000000 & the most"),
     "a head that is 10^5 wide and high": (
         lambda: png(100_000, 100_000, content=b""), "100000 & the most",
     ),
     "a head that is 2^31 wide and high": (
         lambda: png(2**31 - 1, 2**31 - 1, content=b""), "the most",
     ),
-    "one pixel high and ten million wide": (lambda: png(10_000_000, 1), "10000000 pixels & the most"),
+    "one pixel high and ten million wide": (lambda: png(10_000_000, 1), "10000000 & the most"),
     "a GIF that says 65535": (
         lambda: b"GIF89a\xff\xff\xff\xff\0\0\0," + b"\0\0\0\0\xff\xff\xff\xff\0\2\1\0\0;",
         "too large & the most",
