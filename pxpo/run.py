@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .credit import downsample, latent_credit
+from .credit import downsample, latent_credit, smooth
 from .errors import RunError
 from .lora import Lora, adapter, completed, new_lora, weights_of
 from .models import DiffusionModel
@@ -241,7 +241,8 @@ def learn(
     reward_maps = checked_maps(reward_maps, settings.images)
     latent_reward = downsample(reward_maps, trajectory.size)
     credit = latent_credit(latent_reward, settings, training_prompts(settings, run.count))
-    hold_map = 1 - latent_reward.abs() / latent_reward.abs().max().clamp(min=1e-12)
+    said = smooth(latent_reward, settings.blur).abs()  # of where, no more than the credit knows
+    hold_map = 1 - said / said.max().clamp(min=1e-12)
     before = run.updates[-1]
     metrics = {
         "reward": reward_maps.mean().item(),

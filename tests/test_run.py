@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -435,6 +436,16 @@ def test_hold_pulls_where_the_map_is_silent_and_less_the_more_it_says(model, hol
     finish(learn(model, run, maps))
     expected = torch.ones(2, 8, 8)
     expected[0, :4], expected[0, 4:6], expected[1, :, 0] = 0.0, 0.75, 0.5
+    torch.testing.assert_close(hold_maps[0], expected)
+
+
+def test_ddpo_holds_a_picture_as_a_whole(model, hold_maps):
+    """Its one number for each image does not say where, so nor does what holds."""
+    run = finish(generate(model, finish(begin(model, settings(blur=math.inf)))))
+    maps = torch.zeros(2, 8, 8)
+    maps[0, :4], maps[1, :, 0] = 2.0, -2.0  # means: 1 and -1/4
+    finish(learn(model, run, maps))
+    expected = torch.tensor([0.0, 0.75]).view(2, 1, 1).expand(2, 8, 8)
     torch.testing.assert_close(hold_maps[0], expected)
 
 

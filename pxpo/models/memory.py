@@ -18,7 +18,7 @@ from ..errors import PxpoError
 logger = logging.getLogger(__name__)
 
 MOST_ON_GPU = {"sample": 64, "learn": 64, "decode": 16, "features": 16}
-MOST_ON_CPU = {"sample": 64, "learn": 32, "decode": 16, "features": 16}
+MOST_ON_CPU = {"sample": 64, "learn": 8, "decode": 16, "features": 16}
 """Items at a time, by kind of work: more are no faster."""
 
 SPARED, SHARE = 2**30, 0.85
