@@ -66,6 +66,12 @@ IN_MEMORY = 8  # runs
 IN_USE = 3600  # seconds since it was used, for which no run makes room for another
 KEPT_FREE = 0.1  # share of the disk space that new runs leave to those that are there
 
+NOTHING_LEFT = f"{MET}. Paint something else, or forget the wish."
+TOO_LITTLE = (
+    "so little is painted red that it is not told from what is around it; paint more of the thing, "
+    "all of it is best."
+)
+
 RUN_ID = re.compile(r"[\w-]{16}")
 
 Work = Callable[..., Generator[Progress, None, Any]]
@@ -331,7 +337,8 @@ class Studio:
         if named.by_hand:
             run = yield from self._judged(run, named, judge, anew)
             if run.met:
-                raise RunError(f"{MET}. Paint something else, or forget the wish.")
+                blamed = (run.painted[-1].paint < 0).any()
+                raise RunError(TOO_LITTLE if anew and blamed else NOTHING_LEFT)
         run = yield from generate(self.model, run)
         images = run.trajectory.images  # type: ignore[union-attr]
         yield Progress("judging", 0, len(images))  # each is a place to stop at

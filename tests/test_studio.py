@@ -147,6 +147,14 @@ def test_a_wish_that_is_met_as_soon_as_it_is_painted_is_not_kept(studio, run):
     assert studio.run(run.id) is run
 
 
+def test_red_paint_that_is_too_little_to_be_heard_is_said_to_be_so(studio, run, monkeypatch):
+    """And not that it is met, as what was just painted red is there."""
+    monkeypatch.setattr(Wish, "met", lambda wish, maps: True)
+    with pytest.raises(RunError, match="so little is painted red"):
+        finish(studio.step(run.id, PAINT, paint(slice(0, 0), slice(0, 1))))
+    assert studio.run(run.id) is run
+
+
 def test_a_wish_that_other_rewards_have_met_is_refused(studio, run, monkeypatch):
     finish(studio.step(run.id, PAINT, paint()))
     after = finish(studio.step(run.id, BLUE, images=2))

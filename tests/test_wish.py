@@ -172,13 +172,16 @@ def test_a_wish_is_the_mean_of_its_nearest_neighbours_by_likeness_and_loudness(c
     assert expected.std() > 0.3
 
 
-def test_a_latent_pixel_that_is_half_painted_is_half_of_it_and_half_of_what_it_meant():
-    """Its bare half means nothing on the first picture, and what was said before on a later one."""
+def test_in_a_latent_pixel_that_is_half_painted_the_paint_is_louder_than_the_bare_half():
+    """As between latent pixels. The bare half means nothing on the first picture, and what was said
+    before on a later one; so a stroke thinner than a latent pixel means what a thick one does."""
     half = paint("+...")
     half[:, ::2] = 0
-    assert meant(wish_of((picture("rgbk"), half)), "rgbk") == [near(1, 0, 0, 0)]
+    paints, bares = LOUDER / (LOUDER + 1), 1 / (LOUDER + 1)
+    assert meant(wish_of((picture("rgbk"), half)), "rgbk") == [near(2 * paints, 0, 0, 0)]
+    assert 2 * paints > 1  # what a wish counts as praised
     later = wish_of((picture("rgbk"), paint("-...")), (picture("rgwk"), half))
-    assert meant(later, "rgbk") == [near(0, 0, 0, 0)]  # half green now, half red as before
+    assert meant(later, "rgbk") == [near(2 * paints - 2 * bares, 0, 0, 0)]
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 24), (32, 96), (100, 33)])

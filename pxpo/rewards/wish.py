@@ -88,12 +88,14 @@ class Wish:
         self.loudness = torch.zeros(0)  # (M,), of the same: the logarithm of how much each counts
         for number, one in enumerate(painted):
             paint, share = (
-                downsample(values[None].float(), self.size).flatten()
-                for values in (one.paint, one.paint != 0)
+                downsample(part[None].float(), self.size).flatten()
+                for part in (one.paint, one.paint != 0)
             )
             bare = self._meant(self.pixels[number]) if number else torch.zeros_like(paint)
-            self.values = torch.cat([self.values, paint + (1 - share) * bare])
-            self.loudness = torch.cat([self.loudness, math.log(LOUDER) * (number + share)])
+            loud = LOUDER * share + 1 - share  # a stroke that covers only a part is heard as well
+            values = (LOUDER * paint + (1 - share) * bare) / loud
+            self.values = torch.cat([self.values, values])
+            self.loudness = torch.cat([self.loudness, loud.log() + math.log(LOUDER) * number])
         self.wants_more = any((one.paint > 0).any() for one in painted)
 
     def __call__(self, images: Tensor) -> Tensor:

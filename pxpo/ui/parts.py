@@ -98,6 +98,8 @@ def theme() -> gr.themes.Soft:
         background_fill_primary="*neutral_50",  # the theme's own, which set() forgets
         block_title_text_color="*primary_700",
         block_label_text_color="*primary_700",
+        link_text_color_dark="*secondary_300",
+        link_text_color_visited_dark="*secondary_300",
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_300",
         button_primary_background_fill="*primary_600",
