@@ -22,6 +22,7 @@ from torch.nn.functional import interpolate
 from .errors import SettingError
 from .plots import heat_map, strip
 from .run import Run, training_prompts
+from .store import write_whole
 
 PACKAGES = {"comet_ml": "comet-ml"}
 """Where pip's name of a tracker is not its own."""
@@ -91,7 +92,7 @@ def _started(name: str, folder: Path) -> GeneralTracker:
 
 def write_metrics(run: Run, folder: Path) -> None:
     lines = [json.dumps(numbers(run, number)) for number in range(len(run.updates))]
-    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(folder / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
 
 
 def numbers(run: Run, number: int) -> dict[str, Any]:

@@ -397,6 +397,7 @@ def test_without_paint_step_is_refused_over_the_editor_and_beside_step(page):
     page.locator("#status").get_by_text("Paint + or −").wait_for(timeout=PATIENCE)
 
 
+@pytest.mark.slow
 def test_run_stop_and_step_again_at_once(sketch, studio):
     sketch.locator("#count input").fill("3")
     press(sketch, "run-many", "Step 3 ·")
@@ -473,6 +474,7 @@ def test_strength_pictures_and_a_wish_that_is_met(sketch, studio, monkeypatch):
     assert run_of(studio).count == 2
 
 
+@pytest.mark.slow
 def test_paint_step_back_and_a_thumbnail_give_each_step_s_weights(sketch, studio, tmp_path):
     press(sketch, "step", "Step 1 ·")
     ((green, red),) = wish(studio)

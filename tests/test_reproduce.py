@@ -116,9 +116,9 @@ def test_each_label_is_looked_up_in_the_segmenters_in_turn(bench, segmenter):
 
 
 def test_a_run_is_measured_on_held_out_seeds_as_it_was_after_each_mark(bench, done):
-    record = json.loads((done / "runs" / "color-one-recipe-0" / "figures.json").read_text())
-    figures, run = record["figures"], load_run(done / "runs" / "color-one-recipe-0")
-    assert run.count == 2 and run.settings.seed == 0 and figures["queries"] == [0, 2, 4]
+    record = json.loads((done / "runs" / "color-one-recipe-200" / "figures.json").read_text())
+    figures, run = record["figures"], load_run(done / "runs" / "color-one-recipe-200")
+    assert run.count == 2 and run.settings.seed == 200 and figures["queries"] == [0, 2, 4]
     images = [
         finish(
             sampled(bench.model, lora, run.settings.prompt, held_out(2), run.settings)
@@ -196,9 +196,9 @@ def test_a_folder_with_other_settings_is_refused(bench, done, changes):
 
 
 def test_an_unfinished_run_with_other_settings_is_refused(bench, done, tmp_path):
-    folder = tmp_path / "runs" / "color-PXPO-0"
+    folder = tmp_path / "runs" / "color-PXPO-200"
     folder.parent.mkdir()
-    folder.symlink_to(done / "runs" / "color-PXPO-0")
+    folder.symlink_to(done / "runs" / "color-PXPO-200")
     spec = EXPERIMENTS["color"].reward
     settings = load_run(folder).settings
     with pytest.raises(RunError, match="choose another"):
@@ -228,7 +228,7 @@ def test_the_report_has_the_paper_s_table_and_figures(done):
 def test_the_report_s_json_holds_every_figure(bench, done):
     record = json.loads((done / "report.json").read_text())
     runs = record["runs"]["lake"]["DDPO"]
-    kept = json.loads((done / "runs" / "lake-DDPO-0" / "figures.json").read_text())
+    kept = json.loads((done / "runs" / "lake-DDPO-200" / "figures.json").read_text())
     assert runs == [kept["figures"]]
     assert record["summary"]["lake"]["DDPO"]["after"] == [one["rewards"][-1] for one in runs]
     assert len(record["cross_talk"]["PXPO"]) == 1
@@ -299,7 +299,7 @@ def test_the_command(model_folder, segmenter, tmp_path, monkeypatch, capsys):
     assert cli.main([*command, "--segmenter", segmenter.name]) == 0
     assert f"Written: {tmp_path / 'index.html'}" in capsys.readouterr().out
     assert {one.name for one in (tmp_path / "runs").iterdir()} == {
-        f"color-{method}-{seed}" for method in ("PXPO", "one-recipe", "DDPO") for seed in (0, 1)
+        f"color-{method}-{seed}" for method in ("PXPO", "one-recipe", "DDPO") for seed in (200, 201)
     }  # fmt: skip
     assert cli.main([*command, "--seeds", "0"]) == 2
     assert "the least it can be is 1" in capsys.readouterr().err

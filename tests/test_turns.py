@@ -20,6 +20,12 @@ from pxpo.studio import MOST_UPDATES, SHARED, SHOWN, Bounds, Studio
 from pxpo.turns import ModelThread
 
 
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    """Here one thread asks for everybody, so nobody else could end a pause."""
+    monkeypatch.setattr("pxpo.turns.SIGN", 0)
+
+
 @pytest.fixture
 def studio(model, segmenter, tmp_path) -> Studio:
     return Studio(model, segmenter, tmp_path / "runs")

@@ -23,7 +23,7 @@ from ..measures import HELD_OUT, queries_to, signed, spread
 from ..pages import Figure, Heading, Points, Table, Text, Words, as_markdown, as_page
 from ..plots import heat_map, reward_curve, strip, to_picture
 from ..store import load_run, write_whole
-from .experiments import EXPERIMENTS, METHODS, SHOWN, Bench, marks_of, run_folder
+from .experiments import EXPERIMENTS, FIRST_SEED, METHODS, SHOWN, Bench, marks_of, run_folder
 
 SIDE = 160  # pixels, of a picture in a figure
 OURS = ("PXPO", "one recipe")
@@ -260,7 +260,7 @@ def pictured(bench: Bench, name: str, runs: Mapping[str, Sequence[Any]]) -> list
     marks = marks_of(bench, name)
     evolved, after, kept = [], [], {}
     for method in METHODS:
-        folder = run_folder(bench, name, method, 0)
+        folder = run_folder(bench, name, method, FIRST_SEED)
         run, kept = load_run(folder), load_file(folder / "pictures.safetensors")
         evolved.append(
             [to_picture(run.updates[mark // run.settings.images].shown[0]) for mark in marks]
@@ -368,8 +368,9 @@ def made(bench: Bench, names: Sequence[str]) -> list[Words]:
         Heading("To make it again"),
         Text(
             f"`{command}`, with diffusers {version('diffusers')} and torch {version('torch')}. "
-            f"Runs have the seeds 0 to {scale.seeds - 1}, held-out pictures those from {HELD_OUT} "
-            f"on, of which the first {min(SHOWN, scale.judged)} are shown. Every run lies whole in "
+            f"Runs have the seeds {scale.run_seeds[0]} to {scale.run_seeds[-1]}, on which no "
+            f"setting was chosen; held-out pictures have those from {HELD_OUT} on, of which the "
+            f"first {min(SHOWN, scale.judged)} are shown. Every run lies whole in "
             "`runs/`, with all its settings in `run.json`; the figures of this page are in "
             "`report.json`."
         ),

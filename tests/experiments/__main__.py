@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.experiments", description=__doc__)
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--only", action="append", default=[], help="one part of it; repeatable")
-    parser.add_argument("--recipe", action="append", choices=paper.RECIPES, help="of `paper`; all")
+    parser.add_argument("--runs", type=Path, default=paper.RUNS, help="of `pxpo reproduce`")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--lines", type=Path, help="file of the figures (EXPERIMENT.jsonl)")
@@ -45,8 +45,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     module, parts = EXPERIMENTS[options.experiment]
     changes = changes_of(options.set)
-    if options.recipe:
-        paper.RECIPES = {name: paper.RECIPES[name] for name in options.recipe}
+    paper.RUNS = options.runs
     lines = options.lines or Path(f"{options.experiment}.jsonl")
     lab = Lab.of(options.model, options.segmenter, lines, options.out)
     if not options.report:

@@ -19,14 +19,11 @@ from pxpo import (
     Settings,
     begin,
     finish,
-    generate,
-    learn,
     load_model,
 )
 from pxpo.measures import sampled
 from pxpo.pages import Table
 from pxpo.plots import strip, to_picture
-from pxpo.rewards import Reward
 
 LANDSCAPE, PORTRAIT, TRAFFIC = (
     "nature landscape", "portrait of a man on the beach", "red taxi in traffic"
@@ -102,13 +99,6 @@ def sun(images: Tensor, sky: Tensor) -> Tensor:
         for values, more in ((warmth, 0.12), (light, 0.02))
     )
     return sky & warm & bright
-
-
-def updated(model: DiffusionModel, run: Run, judge: Reward) -> Run:
-    """The run after one update from what `judge` says of its images."""
-    run = finish(generate(model, run))
-    assert run.trajectory is not None
-    return finish(learn(model, run, judge(run.trajectory.images)))
 
 
 def begun(model: DiffusionModel, settings: Settings, seed: int) -> Run:

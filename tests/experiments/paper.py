@@ -1,27 +1,29 @@
-"""What stays in the paper's three experiments, as `python -m pxpo reproduce` runs them: the taxi,
-the faces, their spread."""
+"""What stays in the paper's three experiments, in the runs that `python -m pxpo reproduce` made:
+the taxi, the faces, their spread."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pxpo import Settings, Tools, new_lora
+from pxpo import Settings, Tools, load_run, new_lora
 from pxpo.measures import held_out, spread
-from pxpo.reproduce.experiments import EXPERIMENTS as PAPERS
-from pxpo.reproduce.experiments import METHODS, settings_of
+from pxpo.reproduce import EXPERIMENTS as PAPERS
+from pxpo.reproduce import FULL, METHODS, Bench
+from pxpo.reproduce.experiments import run_folder
 from pxpo.rewards import Reward
 
-from .common import Lab, begun, table, updated
+from .common import Lab, table
 
-RECIPES = dict(METHODS)
+RUNS = Path("runs", "reproduce")
+"""Where that command left them."""
 
 JUDGED = 32
-SAMPLED = ("steps", "guidance_scale", "eta")
 
 
 def color(lab: Lab, judge: Reward, before: Tensor, after: Tensor) -> dict[str, float]:
@@ -75,30 +77,29 @@ def colour_spread(lab: Lab, images: Tensor, label: str) -> float:
 
 
 @functools.lru_cache
-def before(lab: Lab, sampled: Settings) -> Tensor:
+def before(lab: Lab, prompt: str) -> Tensor:
     """Held-out pictures of the model as it is."""
-    return lab.sample(new_lora(lab.model, 1, 0), sampled, held_out(JUDGED))
+    settings = lab.model.filled(Settings(prompt=prompt))
+    return lab.sample(new_lora(lab.model, 1, 0), settings, held_out(JUDGED))
 
 
-def measured(
-    lab: Lab, experiment: str, recipe: str, seed: int, changes: dict[str, Any]
-) -> dict[str, Any]:
+def measured(lab: Lab, experiment: str, folder: Path) -> dict[str, Any]:
+    run = load_run(folder)
     judge = PAPERS[experiment].reward.make(Tools(segmenter=lab.segmenter))
-    settings = settings_of(lab.model, experiment, recipe, **changes)
-    run = begun(lab.model, settings, seed)
-    for _ in range(settings.updates):
-        run = updated(lab.model, run, judge)
-    sampled = Settings(**{name: getattr(settings, name) for name in ("prompt", *SAMPLED)})
-    pictures = before(lab, sampled), lab.sample(run.lora, sampled, held_out(JUDGED))
-    lab.strip(f"{experiment}-{recipe}-{seed}".replace(" ", "-"), run, *pictures)
+    after = lab.sample(run.lora, run.settings, held_out(JUDGED))
+    pictures = before(lab, run.settings.prompt), after
     figures = EXPERIMENTS[experiment](lab, judge, *pictures)
     return {**figures, "from base": run.updates[-1].metrics["from_base"]}
 
 
 def run(lab: Lab, names: list[str], seeds: range, changes: dict[str, Any]) -> None:
-    for experiment, seed, recipe in itertools.product(names, seeds, RECIPES):
-        key = {"experiment": experiment, "recipe": recipe, "seed": seed, "changes": changes}
-        lab.once(key, functools.partial(measured, lab, experiment, recipe, seed, changes))
+    """Of all runs in RUNS that are there and finished, whatever their seeds."""
+    bench = Bench(lab.model, RUNS, FULL)
+    for experiment, seed, method in itertools.product(names, FULL.run_seeds, METHODS):
+        folder = run_folder(bench, experiment, method, seed)
+        if (folder / "figures.json").exists():
+            key = {"experiment": experiment, "recipe": method, "seed": seed, "changes": changes}
+            lab.once(key, functools.partial(measured, lab, experiment, folder))
 
 
 def report(lab: Lab, changes: dict[str, Any]) -> str:
@@ -110,7 +111,7 @@ def report(lab: Lab, changes: dict[str, Any]) -> str:
         names = [n for n in lines[0] if n not in ("experiment", "recipe", "seed", "changes")]
         names = [n for n in names if not isinstance(lines[0][n], str)]
         rows = []
-        for recipe in RECIPES:
+        for recipe in METHODS:
             own = [line for line in lines if line["recipe"] == recipe]
             if own:
                 cells = [spread([one[name] for one in own]) for name in names]

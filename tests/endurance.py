@@ -1,0 +1,257 @@
+"""What hours and sudden ends do to it: `python -m tests.endurance kills`, or `soak --minutes 60`.
+
+kills: the command line, and the page's server during a step, are killed at random moments, and what
+is left on disk is opened again. soak: clients of a page that others reach step, stop, vanish,
+upload and paint, while memory, disk and waits are measured; with `--clients 1`, one person's page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import median
+
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+import numpy as np
+from gradio_client import Client, handle_file
+from PIL import Image
+
+from pxpo.pages import Table
+from pxpo.store import load_run
+
+from .conftest import free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+FEW = 3  # DDIM steps
+REFUSALS = "queue is full", "wish is met", "no longer kept", "under way", "so little is painted"
+
+
+class Server:
+    """app.py on Tiny World."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.log, self.port = folder / "server.log", free_port()
+        command = [sys.executable, "app.py", "--port", str(self.port), "--runs", folder / "runs"]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, *options], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            )
+        self.address = f"http://127.0.0.1:{self.port}"
+
+    def client(self) -> Client:
+        """One more person; waits for the server."""
+        for _ in range(240):
+            try:
+                return Client(self.address, verbose=False)
+            except Exception:
+                time.sleep(0.5)
+        raise TimeoutError(f"no server after two minutes; see {self.log}")
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def memory(self) -> float:
+        """In MiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    def raw_errors(self) -> list[str]:
+        """The last lines of tracebacks in its log."""
+        blocks = self.log.read_text().split("Traceback (most recent call last)")[1:]
+        return [next(one for one in block.splitlines()[1:] if one[:1].strip()) for block in blocks]
+
+
+def painting(folder: Path, random_: random.Random) -> Path:
+    """A picture of one stroke of each colour."""
+    layer = np.zeros((128, 128, 4), np.uint8)
+    for colour in ((0, 255, 0, 153), (255, 0, 0, 153)):
+        x, y = random_.randrange(100), random_.randrange(100)
+        layer[y : y + 24, x : x + 24] = colour
+    path = folder / f"paint-{random_.random()}.png"
+    Image.fromarray(layer).save(path)
+    return path
+
+
+# Kills.
+
+
+def kill_command_line(folder: Path, number: int, random_: random.Random) -> tuple[int, int]:
+    """Updates that were announced before the end, and those that are there after it."""
+    out = folder / "cli"
+    start = ["color", "--steps", str(FEW), "--images", "2", "--updates", "1000", "--out", out]
+    command = ["resume", out] if (out / "run.json").exists() else start
+    before = load_run(out).count if number else 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pxpo", *command], cwd=ROOT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    time.sleep(random_.uniform(5, 15))
+    announced = announced_by(out / "metrics.jsonl")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    there = load_run(out).count if (out / "run.json").exists() else 0
+    return max(announced, before), there
+
+
+def announced_by(lines: Path) -> int:
+    text = lines.read_text() if lines.exists() else ""
+    return text.count("\n") - 1 if text else 0
+
+
+def kill_page(folder: Path, number: int, random_: random.Random) -> tuple[int, int]:
+    """Updates that were answered before the end, and those that are there after it."""
+    server = Server(folder)
+    client, name = server.client(), folder / "page-run"
+    if not name.exists():
+        run = client.predict("nature landscape", steps=FEW, api_name="/generate")[0]
+        name.write_text(run)
+    run, done = name.read_text(), [load_run(folder / "runs" / name.read_text()).count]
+
+    def steps() -> None:
+        with contextlib.suppress(Exception):  # the server will be killed
+            while True:
+                report = client.predict(run, reward="color", images=2, api_name="/step")[1]
+                done.append(report["step"])
+
+    threading.Thread(target=steps, daemon=True).start()
+    time.sleep(random_.uniform(1, 8))
+    answered = done[-1]
+    server.kill()
+    return answered, load_run(folder / "runs" / run).count
+
+
+def kills(folder: Path, count: int) -> None:
+    rows = []
+    for what, kill in (("the command line", kill_command_line), ("the page", kill_page)):
+        random_, lost, left = random.Random(0), 0, 0
+        for number in range(count):
+            known, there = kill(folder, number, random_)
+            lost += there < known
+            left = there
+            print(f"{what}, kill {number + 1}: {known} known, {there} there", flush=True)
+        rest = [path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".part"))]
+        rows.append((what, str(count), str(lost), str(left), str(len(rest))))
+    columns = ("killed", "times", "lost an update that was done", "updates at the end", "rests")
+    print(Table(columns, rows).markdown())
+
+
+# Soak.
+
+
+class Person:
+    """Somebody who does this and that on the page, one thing after the other."""
+
+    def __init__(self, server: Server, folder: Path, seed: int) -> None:
+        self.server, self.folder, self.random = server, folder, random.Random(seed)
+        self.client, self.run = server.client(), ""
+        self.waits, self.answers = list[float](), Counter[str]()
+
+    def act(self) -> None:
+        acts = [self.step, self.step, self.several, self.stop, self.vanish, self.export]
+        act = self.random.choice(acts) if self.run else self.begin
+        began = time.monotonic()
+        try:
+            act()
+            self.answers[act.__name__] += 1
+        except Exception as error:
+            known = [words for words in REFUSALS if words in str(error)]
+            self.answers[f"refused: {known[0]}" if known else f"RAW: {str(error)[:200]}"] += 1
+            if "no longer kept" in known:
+                self.run = ""
+        self.waits.append(time.monotonic() - began)
+
+    def begin(self) -> None:
+        seed = self.random.randrange(1000)
+        self.run = self.client.predict("nature landscape", seed, FEW, api_name="/generate")[0]
+
+    def reward(self) -> dict:
+        if self.random.random() < 0.5:
+            return {"reward": "color", "images": 2}
+        paint = handle_file(painting(self.folder, self.random))
+        return {"reward": "paint", "images": 2, "paint": paint}
+
+    def step(self) -> None:
+        self.client.predict(self.run, api_name="/step", **self.reward())
+
+    def several(self) -> None:
+        self.client.predict(self.run, count=3, api_name="/run", **self.reward())
+
+    def stop(self) -> None:
+        job = self.client.submit(self.run, count=20, api_name="/run", **self.reward())
+        time.sleep(self.random.uniform(0, 5))
+        job.cancel()
+
+    def vanish(self) -> None:
+        """As a browser whose window is closed in the middle of something."""
+        self.client.submit(self.run, count=20, api_name="/run", **self.reward())
+        time.sleep(self.random.uniform(0, 5))
+        self.client, self.run = self.server.client(), ""
+
+    def export(self) -> None:
+        self.client.predict(self.run, api_name="/export")
+
+
+def soak(folder: Path, minutes: float, clients: int) -> None:
+    server = Server(folder, *(["--host", "0.0.0.0"] if clients > 1 else []))
+    people = [Person(server, folder, seed) for seed in range(clients)]
+    end = time.monotonic() + 60 * minutes
+
+    def live(person: Person) -> None:
+        while time.monotonic() < end:
+            person.act()
+
+    threads = [threading.Thread(target=live, args=(one,), daemon=True) for one in people]
+    for thread in threads:
+        thread.start()
+    rows, began = [], time.monotonic()
+    while time.monotonic() < end:
+        size = sum(path.stat().st_size for path in (folder / "runs").rglob("*") if path.is_file())
+        sample = (time.monotonic() - began) / 60, server.memory(), size / 2**20
+        rows.append(tuple(f"{value:.0f}" for value in sample))
+        print(json.dumps(sample), flush=True)
+        time.sleep(min(60, max(0.1, end - time.monotonic())))
+    for thread in threads:
+        thread.join(120)
+    waits = [wait for person in people for wait in person.waits]
+    answers = sum((person.answers for person in people), Counter[str]())
+    few = rows[:: max(1, len(rows) // 12)]
+    print(Table(("minute", "MiB of memory", "MiB on disk"), few).markdown())
+    print(Table(("what", "times"), [(k, str(v)) for k, v in sorted(answers.items())]).markdown())
+    print(f"waits: median {median(waits):.0f} s, longest {max(waits):.0f} s")
+    errors = Counter(server.raw_errors())
+    print(f"raw errors in the server's log: {sum(errors.values())}", dict(errors))
+    server.kill()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.endurance", description=__doc__)
+    parser.add_argument("what", choices=("kills", "soak"))
+    parser.add_argument("--count", type=int, default=20, help="kills of each kind")
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--clients", type=int, default=8)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="pxpo-endurance-"))
+    try:
+        if options.what == "kills":
+            kills(folder, options.count)
+        else:
+            soak(folder, options.minutes, options.clients)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+main()
