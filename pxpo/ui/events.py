@@ -203,7 +203,8 @@ class Events:
     def caption(run: Run, number: int) -> str:
         """Of a step's thumbnail: its number, where the run stands, and the score."""
         name = str(number) if number else "before"
-        score = f" · {run.latest[number].here:+.2f}" if 0 < number < len(run.latest) else ""
+        scored = 0 < number < len(run.latest)
+        score = f" · {round(run.latest[number].here, 2) + 0.0:+.2f}" if scored else ""  # no -0.00
         return ("▸ " if number == run.count else "") + name + score
 
     @staticmethod
@@ -253,7 +254,8 @@ class Events:
         by_hand = run.reward is not None and run.reward.by_hand
         parts = [
             f"Step {run.count}",
-            f"{'wish' if by_hand else 'reward'} {last.here:+.3f} → {now.here:+.3f}",
+            f"{'wish' if by_hand else 'reward'} {last.here:+.3f} → {now.here:+.3f}, "
+            + ("better" if now.here > last.here else "not better"),
         ]
         if last.held_out is not None and now.held_out is not None:
             parts.append(f"other seeds {last.held_out:+.3f} → {now.held_out:+.3f}")

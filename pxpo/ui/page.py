@@ -110,7 +110,7 @@ class Page:
         """All that is pressed again and again."""
         with gr.Row(elem_id="loop"):
             self.step_button = gr.Button("Step", variant="primary", min_width=90, elem_id="step")
-            self.run_button = gr.Button("Run", min_width=60, elem_id="run-many")
+            self.run_button = gr.Button("Run\u00a0×", min_width=60, elem_id="run-many")
             self.count = gr.Number(
                 5, label="Steps of Run", precision=0, minimum=1, maximum=MOST_UPDATES,
                 container=False, show_label=False, min_width=50, elem_id="count",
@@ -132,8 +132,8 @@ class Page:
         """Where the reward comes from, before and now, and the two sliders that a person needs."""
         self.tabs = RewardTabs(self.studio.tools)
         self.slider = gr.ImageSlider(
-            label="Before any step, and now", interactive=False, elem_id="slider", format="png",
-            buttons=[],
+            label="Before any step (left) and now (right)", interactive=False, elem_id="slider",
+            format="png", buttons=[],
         )  # fmt: skip
         self.others = gr.Image(
             label="Other seeds, which no step has learnt from", interactive=False, format="png",
@@ -212,7 +212,7 @@ class Page:
             self.save_lora = gr.Button("Download LoRA", elem_id="save-lora")
             self.save_run = gr.Button("Download the run", elem_id="save-run")
             self.upload = gr.UploadButton(
-                "Go on with a run or a LoRA", file_types=[".zip", ".safetensors"], elem_id="upload"
+                "Go on from a file", file_types=[".zip", ".safetensors"], elem_id="upload"
             )
             self.file = gr.DownloadButton(visible="hidden", elem_id="file")
 

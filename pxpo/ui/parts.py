@@ -33,7 +33,8 @@ STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4"
 
 TITLE = (
     "# Paint what you want more of. Watch the model learn it.\n"
-    "A small add-on to the model, a LoRA, learns from every pixel that you paint: "
+    "Paint green on what you want more of and red on what you want less of, press Step, and "
+    "compare. A small add-on to the model, a LoRA, learns from every pixel: "
     "[PXPO](https://arxiv.org/abs/2404.04356)."
 )
 
@@ -66,20 +67,30 @@ CSS = """
 button.example .button-icon {width: 100%; max-width: 112px; height: auto; margin: 0}
 #words {font-size: 0.85rem}
 #hand label {font-weight: 600}
-#ed {height: auto !important; max-height: 560px; aspect-ratio: 1 / 1.08}
+#hand label:nth-of-type(1).selected {background: #15803d; border-color: #15803d}
+#hand label:nth-of-type(2).selected {background: #b91c1c; border-color: #b91c1c}
+#hand input {border-color: currentColor !important}
+#ed {height: auto !important; max-height: 530px; aspect-ratio: 1 / 1.08}
 #history .thumbnail-item {aspect-ratio: 1}
 #history .grid-wrap {padding-top: 2.6rem}
 #history .caption-label {font-size: 0.7rem; padding: 0 0.3rem}
 #fresh {align-self: end}
 #named {border: 1px solid var(--border-color-primary); border-radius: var(--button-large-radius)}
 #slider {max-width: 400px; margin: 0 auto}
-:is(#others, #heat) [data-testid="block-label"] {position: static; margin: 0.4rem}
+:is(#slider, #others, #heat) [data-testid="block-label"] {position: static; margin: 0.4rem}
 :is(#strength, #hold) :is(.min_value, .max_value) {color: var(--block-info-text-color)}
+#heat img {object-fit: contain}
 #tabs button {padding-inline: 0.5rem}
 :root {--color-accent: var(--primary-600)}
 .dark {--color-accent: var(--primary-400)}
+@media (min-width: 1025px) {
+    #title p {max-width: 75%}
+    #hand {display: flex; align-items: center; gap: 1rem}
+    #chip {margin-top: -2.4rem; text-align: right}
+}
 @media (max-width: 1024px) {
-    #history, #history .grid-wrap {height: 280px !important; max-height: none}
+    #strength, #hold {min-width: 100% !important}
+    #history, #history .grid-wrap {height: auto !important; max-height: 420px}
     #history .grid-container {
         grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)) !important
     }
