@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import median
 
@@ -158,7 +159,7 @@ class Person:
     def __init__(self, server: Server, folder: Path, seed: int) -> None:
         self.server, self.folder, self.random = server, folder, random.Random(seed)
         self.client, self.run = server.client(), ""
-        self.waits, self.answers = list[float](), Counter[str]()
+        self.waits = defaultdict[str, list[float]](list)  # seconds, by what was done or refused
 
     def act(self) -> None:
         acts = [self.step, self.step, self.several, self.stop, self.vanish, self.export]
@@ -166,13 +167,13 @@ class Person:
         began = time.monotonic()
         try:
             act()
-            self.answers[act.__name__] += 1
+            what = act.__name__
         except Exception as error:
             known = [words for words in REFUSALS if words in str(error)]
-            self.answers[f"refused: {known[0]}" if known else f"RAW: {str(error)[:200]}"] += 1
+            what = f"refused: {known[0]}" if known else f"RAW: {str(error)[:200]}"
             if "no longer kept" in known:
                 self.run = ""
-        self.waits.append(time.monotonic() - began)
+        self.waits[what].append(time.monotonic() - began)
 
     def begin(self) -> None:
         seed = self.random.randrange(1000)
@@ -199,6 +200,7 @@ class Person:
         """As a browser whose window is closed in the middle of something."""
         self.client.submit(self.run, count=20, api_name="/run", **self.reward())
         time.sleep(self.random.uniform(0, 5))
+        self.client.close()
         self.client, self.run = self.server.client(), ""
 
     def export(self) -> None:
@@ -226,12 +228,16 @@ def soak(folder: Path, minutes: float, clients: int) -> None:
         time.sleep(min(60, max(0.1, end - time.monotonic())))
     for thread in threads:
         thread.join(120)
-    waits = [wait for person in people for wait in person.waits]
-    answers = sum((person.answers for person in people), Counter[str]())
     few = rows[:: max(1, len(rows) // 12)]
     print(Table(("minute", "MiB of memory", "MiB on disk"), few).markdown())
-    print(Table(("what", "times"), [(k, str(v)) for k, v in sorted(answers.items())]).markdown())
-    print(f"waits: median {median(waits):.0f} s, longest {max(waits):.0f} s")
+    waits = defaultdict[str, list[float]](list)
+    for what, times in itertools.chain.from_iterable(one.waits.items() for one in people):
+        waits[what] += times
+    answers = [
+        (what, str(len(times)), f"{median(times):.0f}", f"{max(times):.0f}")
+        for what, times in sorted(waits.items())
+    ]
+    print(Table(("what", "times", "seconds, median", "longest"), answers).markdown())
     errors = Counter(server.raw_errors())
     print(f"raw errors in the server's log: {sum(errors.values())}", dict(errors))
     server.kill()
