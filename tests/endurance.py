@@ -66,9 +66,9 @@ class Server:
         self.process.wait()
 
     def memory(self) -> float:
-        """In MiB."""
+        """MiB of its own; what it has read of files is the system's to take back."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+        return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
     def raw_errors(self) -> list[str]:
         """The last lines of tracebacks in its log."""

@@ -1041,9 +1041,10 @@ def test_a_visitor_sees_no_folder_of_the_server(message, shown):
 # Nobody else has noticed
 
 
+@pytest.mark.usefixtures("good")  # whose archive is there before the test, so it leaves none
 def test_the_other_person_goes_on_bit_for_bit(studio, run, tmp_path):
     alone = Studio(studio.model, studio.segmenter, tmp_path)
-    (kept,) = (alone.admit(studio.archive(run.id)),)
+    kept = alone.admit(studio.archive(run.id))
     theirs = finish(alone.step(kept.id, PAINT))
     ours = finish(studio.step(run.id, PAINT))
     assert same(ours, theirs) and ours.count == 3
