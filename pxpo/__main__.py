@@ -30,6 +30,7 @@ from .rewards import (
     REWARDS,
     Option,
     Painted,
+    Reward,
     RewardKind,
     RewardSpec,
     Tools,
@@ -66,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PxpoError as error:
         print(f"pxpo: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -258,8 +262,11 @@ def start(options: argparse.Namespace) -> int:
     run = watched(begin(model, settings, lora, reward=spec), "first images")
     for path in options.map or ():
         run = painted(run, read_paint(path, run.picture))
-    folder = from_first(lambda: claimed(options, run))
-    return train(model, run, tools, folder, options.log_with or ())
+    end_with_the_others()
+    judge = judge_of(run, model, tools)
+    run = scored(run, spec, judge)
+    folder = from_first(lambda: claimed(options, run))  # last, as what failed leaves none
+    return train(model, run, judge, folder, options.log_with or ())
 
 
 def claimed(options: argparse.Namespace, run: Run) -> Path:
@@ -387,7 +394,10 @@ def go_on(options: argparse.Namespace) -> int:
         spec.make(tools)
     model = load_model(options.model or run.model_name, size=run.size)
     run = replace(run, model_name=resolved(model.name))
-    return train(model, run, tools, folder, options.log_with or (), anew=bool(anew))
+    end_with_the_others()
+    judge = judge_of(run, model, tools)
+    run = scored(run, spec, judge, anew=bool(anew))
+    return train(model, run, judge, folder, options.log_with or ())
 
 
 def opened(place: Path) -> tuple[Run, Path]:
@@ -399,18 +409,13 @@ def opened(place: Path) -> tuple[Run, Path]:
 
 
 def train(
-    model: DiffusionModel, run: Run, tools: Tools, folder: Path, log_with: Sequence[str] = (),
-    *, anew: bool = False,
-) -> int:  # fmt: skip
+    model: DiffusionModel, run: Run, judge: Reward, folder: Path, log_with: Sequence[str] = ()
+) -> int:
     """Update until the run has its updates or its wish is met, saving after each; Ctrl-C and the
-    end of another process keep what was done. log_with: trackers. anew: score again what has been
-    shown."""
+    end of another process keep what was done. judge: the run's reward. log_with: trackers."""
     spec = run.reward
     assert spec is not None
-    end_with_the_others()
     try:
-        judge = judge_of(run, model, tools)
-        run = scored(run, spec, judge, anew=anew)
         if first():
             save_run(run, folder)
         total = run.settings.updates

@@ -70,7 +70,7 @@ def per_location(latent_reward: Tensor) -> Tensor:
     if len(latent_reward) < 2:
         raise RewardError(
             "baseline='location' compares images with one another and needs at least 2; this is 1. "
-            "Use more images a step, or another baseline."
+            "Use more images an update, or another baseline."
         )
     return _scaled(latent_reward - latent_reward.mean(dim=0), latent_reward)
 

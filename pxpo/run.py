@@ -241,8 +241,8 @@ def learn(
     reward_maps = checked_maps(reward_maps, settings.images)
     latent_reward = downsample(reward_maps, trajectory.size)
     credit = latent_credit(latent_reward, settings, training_prompts(settings, run.count))
-    said = smooth(latent_reward, settings.blur).abs()  # of where, no more than the credit knows
-    hold_map = 1 - said / said.max().clamp(min=1e-12)
+    rewarded = smooth(latent_reward, settings.blur).abs()  # blurred as the credit is
+    hold_map = 1 - rewarded / rewarded.max().clamp(min=1e-12)
     before = run.updates[-1]
     metrics = {
         "reward": reward_maps.mean().item(),

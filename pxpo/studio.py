@@ -24,6 +24,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
@@ -71,6 +72,8 @@ TOO_LITTLE = (
     "so little is painted red that it is not told from what is around it; paint more of the thing, "
     "all of it is best."
 )
+
+ARCHIVE = "pxpo-run.zip"
 
 RUN_ID = re.compile(r"[\w-]{16}")
 
@@ -162,7 +165,6 @@ class Studio:
             self._begun[chosen] = run
             if len(self._begun) > MOST_BEGUN:
                 self._begun.pop(next(iter(self._begun)))
-        self._make_room(_bytes(run.updates[0], 1))
         return self._keep(run)
 
     def step(
@@ -230,15 +232,16 @@ class Studio:
         with self._lock:
             self._recent.pop(run_id, None)
 
-    def lora_folder(self, run_id: str, **card: Any) -> Path:
-        """The run's LoRA in a folder that stands by itself; `card` as `write_folder` takes it."""
+    def lora_folder(self, run_id: str) -> Path:
+        """The run's LoRA in a folder that stands by itself. Whoever downloads it is told neither
+        where it lies here nor the run's name, by which anybody could go on with it."""
         run = self.run(run_id)
         run = run if run.id else self._keep(run)
         folder = self._folder(run.id)
         if not (folder / "run.json").exists():  # it was deleted meanwhile
             save_run(run, folder)
         try:
-            return write_folder(run, folder / "lora", **card)
+            return write_folder(run, folder / "lora", repo="lora")
         except OSError as error:
             raise cannot_save(folder, error) from error
 
@@ -253,14 +256,21 @@ class Studio:
 
         with_base: and this studio's own model beside it, where that is a folder; no other ever.
         """
-        folder = self.lora_folder(run_id, repo=repo, with_base=with_base)
         base = self.model.name if with_base and not base_of(self.model.name).hub else None
-        return (yield from push(folder, repo, token=token, private=private, base=base))
+        with TemporaryDirectory() as place:  # of its own: downloads write theirs meanwhile
+
+            def write() -> Path:
+                return write_folder(
+                    self.run(run_id), Path(place, "lora"), repo=repo, with_base=with_base
+                )
+
+            folder = self.thread.call(write)
+            return (yield from push(folder, repo, token=token, private=private, base=base))
 
     def archive(self, run_id: str) -> Path:
         """The whole run as a .zip, for `admit` and for the command line."""
         folder = self.lora_folder(run_id).parent
-        return pack(folder, folder / "pxpo-run.zip")
+        return pack(folder, folder / ARCHIVE)
 
     def admit(self, archive: Path) -> Run:
         """Take in a zip of a run, by `archive` or the command line's pack, under a new name.
@@ -395,6 +405,8 @@ class Studio:
 
     def _keep(self, run: Run) -> Run:
         if not run.id:
+            updates = run.updates + run.later
+            self._make_room(sum(_bytes(one, 3 if one.optimizer else 1) for one in updates))
             with self._new() as run_id:
                 return self._keep(replace(run, id=run_id))
         if run.id in self._learning:
@@ -403,6 +415,8 @@ class Studio:
                 "for its end."
             )
         save_run(run, self._folder(run.id))
+        with suppress(OSError):  # the zip of what it was
+            (self._folder(run.id) / ARCHIVE).unlink(missing_ok=True)
         return self._remember(run)
 
     def _remember(self, run: Run) -> Run:

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -61,7 +62,11 @@ class Server:
                 time.sleep(0.5)
         raise TimeoutError(f"no server after two minutes; see {self.log}")
 
-    def kill(self) -> None:
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """However it goes, and at whatever moment it comes: killed."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
@@ -95,7 +100,7 @@ def kill_command_line(folder: Path, number: int, random_: random.Random) -> tupl
     out = folder / "cli"
     start = ["color", "--steps", str(FEW), "--images", "2", "--updates", "1000", "--out", out]
     command = ["resume", out] if (out / "run.json").exists() else start
-    before = load_run(out).count if number else 0
+    before = load_run(out).count if (out / "run.json").exists() else 0
     process = subprocess.Popen(
         [sys.executable, "-m", "pxpo", *command], cwd=ROOT, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -115,23 +120,23 @@ def announced_by(lines: Path) -> int:
 
 def kill_page(folder: Path, number: int, random_: random.Random) -> tuple[int, int]:
     """Updates that were answered before the end, and those that are there after it."""
-    server = Server(folder)
-    client, name = server.client(), folder / "page-run"
-    if not name.exists():
-        run = client.predict("nature landscape", steps=FEW, api_name="/generate")[0]
-        name.write_text(run)
-    run, done = name.read_text(), [load_run(folder / "runs" / name.read_text()).count]
+    name, done = folder / "page-run", [0]
+    with Server(folder) as server:
+        client = server.client()
+        if not name.exists():
+            name.write_text(client.predict("a lake", steps=FEW, api_name="/generate")[0])
+        run = name.read_text()
 
-    def steps() -> None:
-        with contextlib.suppress(Exception):  # the server will be killed
-            while True:
-                report = client.predict(run, reward="color", images=2, api_name="/step")[1]
-                done.append(report["step"])
+        def steps() -> None:
+            with contextlib.suppress(Exception):  # the server will be killed
+                while True:
+                    report = client.predict(run, reward="color", images=2, api_name="/step")[1]
+                    done.append(report["step"])
 
-    threading.Thread(target=steps, daemon=True).start()
-    time.sleep(random_.uniform(1, 8))
-    answered = done[-1]
-    server.kill()
+        done.append(load_run(folder / "runs" / run).count)
+        threading.Thread(target=steps, daemon=True).start()
+        time.sleep(random_.uniform(1, 8))
+        answered = done[-1]
     return answered, load_run(folder / "runs" / run).count
 
 
@@ -144,9 +149,9 @@ def kills(folder: Path, count: int) -> None:
             lost += there < known
             left = there
             print(f"{what}, kill {number + 1}: {known} known, {there} there", flush=True)
-        rest = [path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".part"))]
-        rows.append((what, str(count), str(lost), str(left), str(len(rest))))
-    columns = ("killed", "times", "lost an update that was done", "updates at the end", "rests")
+        halves = [one for one in folder.rglob(".*") if re.fullmatch(r"\..+\.[0-9a-f]{8}", one.name)]
+        rows.append((what, str(count), str(lost), str(left), str(len(halves))))
+    columns = ("killed", "times", "lost what was done", "updates at the end", "halves of files")
     print(Table(columns, rows).markdown())
 
 
@@ -208,7 +213,11 @@ class Person:
 
 
 def soak(folder: Path, minutes: float, clients: int) -> None:
-    server = Server(folder, *(["--host", "0.0.0.0"] if clients > 1 else []))
+    with Server(folder, *(["--host", "0.0.0.0"] if clients > 1 else [])) as server:
+        soaked(server, folder, minutes, clients)
+
+
+def soaked(server: Server, folder: Path, minutes: float, clients: int) -> None:
     people = [Person(server, folder, seed) for seed in range(clients)]
     end = time.monotonic() + 60 * minutes
 
@@ -240,7 +249,6 @@ def soak(folder: Path, minutes: float, clients: int) -> None:
     print(Table(("what", "times", "seconds, median", "longest"), answers).markdown())
     errors = Counter(server.raw_errors())
     print(f"raw errors in the server's log: {sum(errors.values())}", dict(errors))
-    server.kill()
 
 
 def main() -> None:

@@ -286,10 +286,12 @@ def pictured(bench: Bench, name: str, runs: Mapping[str, Sequence[Any]]) -> list
     return [
         Text(f"“{prompt}”; the reward: {bench.reward(name).name}."),
         saved(bench, f"{name}-updates.png", by_update,
-              "The picture of seed 0 as it is learnt: a row for each method, from left to right."),
+              f"The picture of seed {FIRST_SEED} as it is learnt: a row for each method, from left "
+              "to right."),
         saved(bench, f"{name}-grid.png", grid,
               "Held-out seeds: the base model's pictures, what the reward says of them (green for "
-              "more, red for less), and after learning, by each method, in the run of seed 0."),
+              "more, red for less), and after learning, by each method, in the run of seed "
+              f"{FIRST_SEED}."),
         drawn(bench, f"{name}-curve.png", curve,
               "The reward of held-out pictures against the rewards asked for: mean and standard "
               "deviation over the seeds of the runs."),

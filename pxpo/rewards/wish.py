@@ -25,7 +25,7 @@ LOUDER = 4.0  # a painted pixel counts as much as this many bare ones, a later p
 PROBABILITIES = 1.5  # their weight beside the features, which have length 1
 LEFT = 0.001  # share of the pictures; a wish that leaves less than this blamed is met
 FILLED = 0.9  # share of the pictures; where more is wanted, a wish that fills this is met
-MET = "the wish is met: nothing that was painted red is left, and nothing more is to be learnt"
+MET = "the wish is met on all pictures that are shown, and nothing more is to be learnt"
 MOST_PAINTED = 16  # painted pictures; older ones live on in what later ones took from them
 
 

@@ -140,7 +140,7 @@ def add(studio: Studio) -> None:
             )
             if done.met:
                 break
-            paint = None  # the first step has heard it
+            run_id, paint = done.id, None  # the first step has heard it
         return done
 
     def back(run_id: str, step: int = 0) -> Work:

@@ -18,7 +18,7 @@ from ..lora import Lora
 from ..lora_files import load_lora
 from ..measures import changed_outside
 from ..plots import strip, to_picture
-from ..progress import Progress
+from ..progress import Progress, finish
 from ..rewards import RewardSpec
 from ..rewards.wish import MET
 from ..run import ALIKE, SHOWING, Run
@@ -93,8 +93,6 @@ class Events:
         """A new run; what is None has its default."""
         sampling = {"steps": steps, "guidance_scale": guidance_scale, "rank": rank}
         settings = {name: value for name, value in sampling.items() if value is not None}
-        if lora:
-            settings["rank"] = lora.rank
         work = self.studio.start(prompt=prompt, seed=seed, lora=lora, **settings)
         run = yield from self.progress(work, "New picture")
         yield self.view(run, self.invitation(prompt))
@@ -139,7 +137,7 @@ class Events:
 
     def go_to(self, run_id: str, update: int) -> Iterator[Shown]:
         """The run as it was after that many updates; none is lost."""
-        run = yield from self.progress(self.studio.go_to(run_id, update), f"To step {update}")
+        run = finish(self.studio.go_to(run_id, update))
         yield self.view(run, f"At step {run.count}, weights and all.")
 
     def back(self, run_id: str) -> Iterator[Shown]:
@@ -203,8 +201,9 @@ class Events:
     def caption(run: Run, number: int) -> str:
         """Of a step's thumbnail: its number, where the run stands, and the score."""
         name = str(number) if number else "before"
-        scored = 0 < number < len(run.latest)
-        score = f" · {round(run.latest[number].here, 2) + 0.0:+.2f}" if scored else ""  # no -0.00
+        scores = (run.updates + run.later)[number].scores
+        found = scores.get(run.reward.name) if number and run.reward else None
+        score = f" · {round(found.here, 2) + 0.0:+.2f}" if found else ""  # no -0.00
         return ("▸ " if number == run.count else "") + name + score
 
     @staticmethod

@@ -33,7 +33,7 @@ class MoreWays:
         small: dict[str, Any] = {"size": "md", "min_width": 120}
         self.is_open = gr.State(False)
         with gr.Accordion("More ways to paint", open=False, elem_id="ways") as self.panel:
-            gr.Markdown("Dab on a tree, a lake, anything, and let the dabs grow; or choose it.")
+            gr.Markdown("Dab on a thing and let the dabs grow over all of it, or choose its name.")
             with gr.Row():
                 self.grow = gr.Button(
                     "Grow into whole things", size="md", min_width=240, elem_id="grow"

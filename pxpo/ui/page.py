@@ -147,7 +147,7 @@ class Page:
             )  # fmt: skip
             self.hold = gr.Slider(
                 0.0, 10.0, Settings.hold, step=0.1, label="Keep the rest", elem_id="hold",
-                info="what no paint speaks of", min_width=150,
+                info="how firmly what is not painted stays", min_width=150,
             )  # fmt: skip
 
     def layout_results(self) -> None:
@@ -343,7 +343,7 @@ class Page:
             return self.events.learn(
                 int(count or 1), run, sure, self.tabs.spec(*chosen),
                 self.canvas.paint(run, drawn, waiting, drawn_on),
-                strength=strength, hold=hold, images=images or None,
+                strength=strength, hold=hold, images=images,
             )  # fmt: skip
 
         def once(run: str, _: float | None, *values: Any) -> Iterator[Shown]:

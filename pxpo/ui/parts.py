@@ -146,13 +146,13 @@ def words(model: DiffusionModel) -> str:
 
 
 def offer(model: DiffusionModel) -> str:
-    """What else could run, and what it costs; empty on a GPU."""
-    if model.device.type == "cuda":
+    """What else could run, and what it costs; empty on a GPU, and for a model that was chosen."""
+    if model.device.type != "cpu" or not is_tiny_world(model):
         return ""
     return (
         f"This machine has no GPU. `python app.py --model {STABLE_DIFFUSION}` runs Stable "
-        "Diffusion here all the same, after a download of 5 GB, at minutes a picture; a copy "
-        "of this Space on an A10G takes seconds, and is billed by the hour."
+        "Diffusion here all the same, after a download of 5 GB, at minutes a picture; a Space "
+        "of your own on an A10G takes seconds, and is billed by the hour."
     )
 
 

@@ -59,8 +59,8 @@ class Lab:
         lines = [json.loads(line) for line in text.splitlines()]
         return [line for line in lines if line["changes"] == changes]
 
-    def sample(self, lora: Lora, settings: Settings, seeds: Iterable[int]) -> Tensor:
-        """Images (B, 3, H, W) of these seeds with the LoRA."""
+    def sample(self, lora: Lora | None, settings: Settings, seeds: Iterable[int]) -> Tensor:
+        """Images (B, 3, H, W) of these seeds, with the LoRA if there is one."""
         return finish(sampled(self.model, lora, settings.prompt, list(seeds), settings)).images
 
     def areas(self, images: Tensor, label: str) -> Tensor:

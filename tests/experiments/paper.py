@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pxpo import Settings, Tools, load_run, new_lora
+from pxpo import Settings, Tools, load_run
 from pxpo.measures import held_out, spread
 from pxpo.reproduce import EXPERIMENTS as PAPERS
 from pxpo.reproduce import FULL, METHODS, Bench
@@ -80,7 +80,7 @@ def colour_spread(lab: Lab, images: Tensor, label: str) -> float:
 def before(lab: Lab, prompt: str) -> Tensor:
     """Held-out pictures of the model as it is."""
     settings = lab.model.filled(Settings(prompt=prompt))
-    return lab.sample(new_lora(lab.model, 1, 0), settings, held_out(JUDGED))
+    return lab.sample(None, settings, held_out(JUDGED))
 
 
 def measured(lab: Lab, experiment: str, folder: Path) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def measured(lab: Lab, experiment: str, folder: Path) -> dict[str, Any]:
 
 
 def run(lab: Lab, names: list[str], seeds: range, changes: dict[str, Any]) -> None:
-    """Of all runs in RUNS that are there and finished, whatever their seeds."""
+    """Of the runs in RUNS that are finished; their seeds and settings are that command's own."""
     bench = Bench(lab.model, RUNS, FULL)
     for experiment, seed, method in itertools.product(names, FULL.run_seeds, METHODS):
         folder = run_folder(bench, experiment, method, seed)
@@ -109,7 +109,6 @@ def report(lab: Lab, changes: dict[str, Any]) -> str:
         if not lines:
             continue
         names = [n for n in lines[0] if n not in ("experiment", "recipe", "seed", "changes")]
-        names = [n for n in names if not isinstance(lines[0][n], str)]
         rows = []
         for recipe in METHODS:
             own = [line for line in lines if line["recipe"] == recipe]
