@@ -327,6 +327,9 @@ def test_a_page_s_step_goes_on_with_the_wish_and_run_ends_where_it_is_met(plain,
     assert run.count == 4 and run.settings.images == 2 and "the wish is met" in shown["status"]
     with pytest.raises(RunError, match="the wish is met"):
         list(events.learn(1, run_id, None, reward, None))
+    *_, shown = events.back(run_id)
+    assert all(" · " in caption for _, caption in shown["history"][1:])  # ahead as well
+    *_, shown = events.forward(run_id)
     (shown,) = events.forget_wish(run_id)
     assert shown["status"].startswith("Forgotten") and not events.wishes(run_id)
     assert events.heat_map(run_id, reward) is None

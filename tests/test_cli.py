@@ -318,6 +318,17 @@ def test_a_run_folder_is_never_overwritten(run, capsys):
     assert f"resume {out}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("during", ["load_model", "begin", "judge_of"])
+def test_ctrl_c_before_the_first_update_leaves_no_folder(tmp_path, monkeypatch, capsys, during):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"pxpo.__main__.{during}", interrupted)
+    assert cli.main(["color", *SMALL, "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "Stopped."
+    assert not (tmp_path / "run").exists()
+
+
 def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(model_folder, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(

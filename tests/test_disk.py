@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,34 @@ def test_one_upload_takes_half_of_the_space_at_most(studio, run, tmp_path):
     with pytest.raises(RunError, match="the most that is taken in here"):
         studio.admit(archive)
     assert there(studio) == {run.id}
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda studio: studio.lora_folder(""),
+        lambda studio: studio.archive(""),
+        lambda studio: studio.forget_wish(""),
+        lambda studio: finish(studio.go_to("", 0)),
+    ],
+    ids=["lora", "archive", "forget", "go to"],
+)
+def test_a_copy_of_the_opening_finds_room_or_is_refused(studio, run, copy):
+    before, size = there(studio), size_of(studio.folder / run.id)
+    studio.opening = replace(run, id="")
+    studio.most_bytes = size_of(studio.folder) + 100
+    with pytest.raises(RunError, match="in use"):
+        copy(studio)
+    assert there(studio) == before
+    studio.most_bytes += 4 * size
+    copy(studio)
+    assert len(there(studio)) == len(before) + 1
+
+
+def test_a_download_s_zip_takes_no_room_once_the_run_goes_on(studio, run):
+    archive = studio.archive(run.id)
+    assert archive.exists() and agrees(studio, finish(studio.step(run.id, BLUE, images=2)))
+    assert not archive.exists()
 
 
 def test_nothing_but_runs_is_ever_deleted(studio, run):

@@ -55,6 +55,13 @@ def test_the_manual_s_example_works_and_is_resumed(here, model_folder):
         assert run.updates[2].metrics["moved"] > 0
 
 
+def test_a_reward_that_fails_on_the_first_pictures_leaves_the_folder_free(here, model_folder):
+    for index, status in ((9, 2), (0, 0)):  # of the three colours
+        (here / "mine.py").write_text(RED.replace("0", str(index)))
+        assert small(model_folder, here / "out", "own", "--reward", "mine.py:red") == status
+        assert (here / "out").exists() == (status == 0)
+
+
 @pytest.mark.parametrize(
     "code",
     [

@@ -396,6 +396,15 @@ def test_a_run_cannot_name_a_folder_of_the_server(studio, run, tmp_path):
     assert [folder.name for folder in studio.folder.iterdir()] == [run.id]
 
 
+def test_a_download_tells_neither_the_run_s_name_nor_where_it_lies(studio, run):
+    """Whoever knows the name can go on with the run."""
+    finish(studio.step(run.id, PAINT, paint()))
+    with zipfile.ZipFile(studio.archive(run.id)) as packed:
+        files = {name: packed.read(name) for name in packed.namelist()}
+    secrets = run.id.encode(), str(studio.folder).encode()
+    assert not [name for name, content in files.items() if any(one in content for one in secrets)]
+
+
 @pytest.mark.parametrize("elsewhere", ["/home/ada/", "C:\\Users\\ada\\", "/"])
 def test_a_run_of_the_same_model_elsewhere_is_welcome(studio, run, tmp_path, elsewhere):
     name = elsewhere + Path(studio.model.name).name
