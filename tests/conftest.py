@@ -185,6 +185,7 @@ def model(loaded: tuple[DiffusionModel, list[torch.Tensor], dict]) -> Iterator[D
     model, weights, parts = loaded
     vars(model).clear()
     vars(model).update({n: copy(p) if isinstance(p, dict | set) else p for n, p in parts.items()})
+    model._encoded.cache_clear()
     model.network.disable_gradient_checkpointing()
     model.vae.disable_tiling()
     yield model
