@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -45,6 +48,10 @@ LONGEST_FIRST = (
     "test_zerogpu", "test_packaging",
 )  # fmt: skip
 """Files of tests: a long one that came last would keep one of two processes waiting."""
+
+# Servers share Gradio's folder, and one that ends deletes what another still shows.
+os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="pxpo-tests-")
+atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 
 torch.set_num_threads(1)  # models this small only wait for a second thread
 

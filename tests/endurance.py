@@ -27,6 +27,7 @@ from statistics import median
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
+import httpx
 import numpy as np
 from gradio_client import Client, handle_file
 from PIL import Image
@@ -203,10 +204,15 @@ class Person:
 
     def vanish(self) -> None:
         """As a browser whose window is closed in the middle of something."""
-        self.client.submit(self.run, count=20, api_name="/run", **self.reward())
-        time.sleep(self.random.uniform(0, 5))
-        self.client.close()
-        self.client, self.run = self.server.client(), ""
+        call, end = f"{self.server.address}/gradio_api/call/run", self.random.uniform(0, 5)
+        data = [self.run, 20, "color", None, "blue", "Hair", "less", None, 0.03, 2]
+        event = httpx.post(call, json={"data": data}, timeout=60).json()["event_id"]
+        began = time.monotonic()
+        with httpx.stream("GET", f"{call}/{event}", timeout=60) as answer:
+            for _ in answer.iter_lines():
+                if time.monotonic() - began > end:
+                    break
+        self.run = ""
 
     def export(self) -> None:
         self.client.predict(self.run, api_name="/export")

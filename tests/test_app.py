@@ -616,6 +616,7 @@ def test_a_stock_pipeline_with_the_downloaded_lora_paints_the_page_s_picture(
 
     press(sketch, "step", "Step 1 ·")
     press(sketch, "step", "Step 2 ·")
+    settle(sketch)
     download(sketch, "save-lora", tmp_path / "pytorch_lora_weights.safetensors")
     source = sketch.locator("#history img").nth(2).get_attribute("src")
     (tmp_path / "shown.png").write_bytes(sketch.request.get(source).body())
