@@ -128,14 +128,19 @@ def press(page, button: str, until: str) -> None:
 
 
 def new_picture(page, steps: int = FEW) -> None:
-    page.get_by_role("button", name="Prompt and settings").click()
+    open_settings(page)
     fill(page, page.get_by_label("DDIM steps"), str(steps))
     press(page, "fresh", "^Paint what you want")
     settle(page)
 
 
+def open_settings(page) -> None:
+    page.get_by_role("button", name="Prompt and settings").click()
+    page.wait_for_timeout(1000)  # a field that comes into sight takes its old value once more
+
+
 def fill(page, field, value: str) -> None:
-    """Until it stays: a field that comes into sight takes its old value once more."""
+    """Until it stays, should it come into sight late."""
     while field.input_value() != value:
         field.fill(value)
         field.press("Tab")
@@ -522,7 +527,7 @@ def test_a_reload_brings_back_prompt_and_settings_too(page):
     page.locator("button.example", has_text="red taxi").click()
     says(page, "^Paint what you want")
     assert page.get_by_role("tab", name="Colour").get_attribute("aria-selected") == "true"
-    page.get_by_role("button", name="Prompt and settings").click()
+    open_settings(page)
     fill(page, page.get_by_label("DDIM steps"), str(FEW))
     fill(page, page.locator("#strength input[type=number]"), "0.06")
     page.locator("#color-color input").fill("green")
@@ -535,8 +540,7 @@ def test_a_reload_brings_back_prompt_and_settings_too(page):
     assert page.get_by_role("tab", name="Colour").get_attribute("aria-selected") == "true"
     assert page.locator("#color-color input").input_value() == "green"
     assert page.locator("#strength input[type=number]").input_value() == "0.06"
-    page.get_by_role("button", name="Prompt and settings").click()
-    page.wait_for_timeout(500)
+    open_settings(page)
     assert page.locator("#prompt textarea").input_value() == "red taxi in traffic"
     assert page.get_by_label("DDIM steps").input_value() == str(FEW)
     press(page, "reset", "At step 0")  # of this run, not of another prompt's
@@ -557,8 +561,7 @@ def test_a_tab_that_another_one_has_overtaken_is_told_so_and_catches_up(sketch, 
 
 @pytest.mark.slow
 def test_what_is_wrong_with_a_new_picture_s_fields_is_said_there(page):
-    page.get_by_role("button", name="Prompt and settings").click()
-    page.wait_for_timeout(500)
+    open_settings(page)
     assert page.locator("#words").get_by_text("words it knows").is_visible()
     for label, value, words in (
         ("Seed", "1.5", "whole number"), ("Seed", str(2**60), "the most it can be"),

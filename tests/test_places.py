@@ -12,6 +12,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -629,6 +630,25 @@ def test_a_page_for_this_machine_alone_answers_to_its_names_alone(
     monkeypatch.setattr("app.get_space", lambda: "ada/studio")
     app.main()
     assert launched[1][1]["app_kwargs"] == {}
+
+
+def test_a_server_keeps_what_it_shows_in_a_folder_of_its_own(monkeypatch):
+    """Else one that ends deletes pictures that another still shows."""
+    import gradio as gr
+    from gradio.utils import get_upload_folder
+
+    from pxpo.ui import launch
+
+    shared = Path(get_upload_folder())
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that it is put back
+    monkeypatch.delenv("GRADIO_TEMP_DIR")
+    with gr.Blocks() as blocks:
+        gr.Markdown("here")
+    studio = SimpleNamespace(thread=SimpleNamespace())
+    page = SimpleNamespace(studio=studio, build=lambda: blocks)
+    launch(page, prevent_thread_lock=True, quiet=True).close()
+    own = Path(get_upload_folder())
+    assert own.is_dir() and own not in (shared, Path(tempfile.gettempdir()) / "gradio")
 
 
 # What visitors are told

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -44,6 +48,10 @@ def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
 
     waiting: how many may stand in line; whoever comes then is asked to try again
     """
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        # Of its own: at its end Gradio deletes its pictures, which another server may show as well.
+        os.environ["GRADIO_TEMP_DIR"] = folder = tempfile.mkdtemp(prefix="pxpo-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     page.studio.thread.waiting = waiting
     # Gradio opens what is painted; of more than twice this Pillow opens nothing.
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
