@@ -65,9 +65,14 @@ def open_models(
     return loaded, eye, " ".join(notes)
 
 
-def is_local(host: str | None) -> bool:
-    """Whether a page served there is for this machine alone; None is what Gradio takes then."""
+def address(host: str | None) -> str:
+    """Where to serve: there, or where Gradio would; as a part of a URL."""
     host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    return f"[{host.strip('[]')}]" if ":" in host else host
+
+
+def is_local(host: str) -> bool:
+    """Whether a page served there is for this machine alone."""
     with contextlib.suppress(ValueError):
         return not get_space() and ipaddress.ip_address(host.strip("[]")).is_loopback
     return not get_space() and host == "localhost"
@@ -110,9 +115,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     print_anything()
     options = arguments()
-    host = options.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
-    if ":" in host:
-        host = f"[{host.strip('[]')}]"  # Gradio makes an address of it
+    host = address(options.host)
     local = is_local(host) and not options.share
     past_proxies(host)
     share_memory()

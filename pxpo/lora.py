@@ -16,11 +16,10 @@ from torch.nn import Linear, Parameter
 
 from .errors import LoraError
 from .models.base import DiffusionModel
+from .settings import MOST_RANK
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """The attention projections, as in DDPO's public trainers."""
-
-MOST_RANK = 512
 
 ADAPTER = "default"
 """PEFT's name of ours, which is in the names of its parameters."""

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .errors import LoraError
-from .lora import ADAPTER, MOST_RANK, Lora, lora_config
+from .lora import ADAPTER, Lora, lora_config
+from .settings import MOST_RANK
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 COMFYUI_FILE = "lora_comfyui_a1111.safetensors"

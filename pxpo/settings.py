@@ -80,6 +80,8 @@ def checked(entry: Field, value: Any) -> Any:
     return number
 
 
+MOST_RANK = 512
+
 LARGEST_SEED = 2**53 - 1
 """The largest whole number up to which a browser counts, and JSON carries, without rounding."""
 
@@ -169,7 +171,7 @@ class Settings(Sampling, Credit, Learning):
         4, "images on fixed noise, shown after each update: this seed's, then held-out ones",
         low=1, high=256,
     )  # fmt: skip
-    rank: int = _setting(8, "the LoRA's rank", low=1, high=512)
+    rank: int = _setting(8, "the LoRA's rank", low=1, high=MOST_RANK)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -200,6 +200,7 @@ def test_a_step_that_fails_is_said_and_the_run_is_as_before(client, run, monkeyp
     assert client.predict(run, reward="color", images=2, api_name="/step")[1]["step"] == 1
 
 
+@pytest.mark.slow
 def test_paint_means_the_same_as_on_the_command_line(client, tmp_path):
     """Greys, 16 bits and a phone's orientation too: Gradio hands the picture over as it is."""
     mask = np.zeros((16, 32), np.uint8)
@@ -258,6 +259,7 @@ def test_a_picture_that_somebody_may_be_reading_is_not_written_again(address):
     file.unlink()
 
 
+@pytest.mark.slow
 def test_four_people_at_once_learn_as_if_alone(address):
     alone = [learn_for_a_while(address, seed, 2) for seed in range(2)]
     with ThreadPoolExecutor(4) as pool:
@@ -305,6 +307,7 @@ def pages_of(process: subprocess.Popen) -> int:
     return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
 
 
+@pytest.mark.slow
 def test_whoever_finds_the_queue_full_is_told_so(model_folder, segmenter, tmp_path):
     from pxpo.ui import Page, launch
 
@@ -368,6 +371,7 @@ def test_all_that_computes_runs_on_one_thread(client, run, paint, monkeypatch):
     assert len(threads) == 1 and "model" in threads.pop()
 
 
+@pytest.mark.slow
 def test_who_waits_while_another_stops_is_served(address):
     """Stop reaches the model's thread after the next person's work, which must not fail for it."""
     one, other = (gradio_client.Client(address, verbose=False) for _ in range(2))

@@ -357,6 +357,10 @@ def test_a_visitor_presses_step_and_sees_the_model_change(page, studio):
         page.locator(part).wait_for(timeout=PATIENCE)
     settle(page)
     assert red_on(page) < 0.1  # the strokes are part of the wish now, and leave the canvas
+    for width in (1440, 820, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        settle(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.slow
@@ -384,6 +388,7 @@ def test_another_prompt_begins_another_run(page):
     assert page.locator("#history img").count() == 1
 
 
+@pytest.mark.slow
 def test_without_paint_step_is_refused_over_the_editor_and_beside_step(page):
     new_picture(page)
     stroke(page, 0.3, 0.3, 0.7, 0.3)
@@ -670,11 +675,3 @@ def test_a_closed_tab_frees_the_model_at_once(visit):
     press(leaving, "run-many", "Step 2: ")
     leaving.close()
     press(staying, "step", "Step 1 ·")
-
-
-def test_the_page_fits_its_width(visit):
-    page = visit(viewport={"width": 1440, "height": 900})
-    for width in (1440, 820, 390):
-        page.set_viewport_size({"width": width, "height": 900})
-        settle(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width

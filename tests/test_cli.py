@@ -329,6 +329,7 @@ def test_ctrl_c_before_the_first_update_leaves_no_folder(tmp_path, monkeypatch, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(model_folder, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(

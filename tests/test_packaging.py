@@ -94,6 +94,7 @@ def test_it_asks_for_what_a_space_installs(distribution):
     assert distribution.version == pxpo.__version__
 
 
+@pytest.mark.slow
 @made
 def test_the_command_works_from_any_folder(site, tmp_path):
     """An update with the embedded model and segmenter, where there is no checkout."""

@@ -216,6 +216,7 @@ def test_the_app_runs_in_the_oddest_place(odd_place):
         assert b"Traceback" not in log.read()
 
 
+@pytest.mark.slow
 def test_a_command_runs_in_the_oddest_place(odd_place):
     """With a relative model, in an ASCII terminal."""
     environment = {**os.environ, **HOSTILE, "PYTHONIOENCODING": "ascii"}
@@ -249,6 +250,7 @@ def test_a_path_that_is_no_text_is_refused_before_anything_is_loaded(tmp_path, m
         app.open_models("model", None)
 
 
+@pytest.mark.slow
 def test_a_proxy_that_cannot_be_used_stops_the_app_before_the_model(tmp_path):
     environment = {**os.environ, "ALL_PROXY": "socks://ada:geheim@h:1"}
     done = subprocess.run(
@@ -705,7 +707,7 @@ def test_no_error_shows_a_visitor_where_the_server_lies(
         shown = [part[page.status] for part in page.on_page(work)(*values) if page.status in part]
         said += shown[-1:]
     for leave in (
-        lambda: [events.save(studio.archive, "x" * 16)],
+        lambda: page.canvas.wrap(studio.archive)("x" * 16),
         lambda: list(events.push("x" * 16, "ada/x", False, False, "hf_mine", None)),
     ):
         with pytest.raises(gr.Error) as refused:

@@ -139,6 +139,7 @@ def test_one_of_many_has_a_device_of_its_own_and_ends_when_it_is_told_to(monkeyp
             signal.signal(number, handler)
 
 
+@pytest.mark.slow
 def test_the_same_is_learnt_by_four_processes_and_one_of_them_writes_and_prints(
     alone, model_folder, tmp_path, capfd, monkeypatch
 ):
@@ -157,6 +158,7 @@ def test_the_same_is_learnt_by_four_processes_and_one_of_them_writes_and_prints(
     assert names[0] == names[1]
 
 
+@pytest.mark.slow
 def test_uneven_shares_and_more_processes_than_images(model_folder, tmp_path):
     """Of 7 images one process has 1; of 2, and of 2 that are shown, one has none."""
     paint = Image.new("RGBA", (16, 16))
@@ -184,6 +186,7 @@ def test_uneven_shares_and_more_processes_than_images(model_folder, tmp_path):
         assert_alike(tmp_path / f"1-{name}", tmp_path / f"3-{name}")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_another_number_of_processes(alone, model_folder, tmp_path, capfd):
     out = tmp_path / "run"
     job(2, ["color", *EIGHT, "--updates", "1", "--model", model_folder, "--out", out])

@@ -159,6 +159,7 @@ def test_cross_talk_is_of_a_reward_in_one_region_alone(bench, monkeypatch):
 # That it goes on, and gives the same again.
 
 
+@pytest.mark.slow
 def test_an_interrupted_reproduction_gives_the_same_report_as_one_in_one_go(
     bench, done, tmp_path, monkeypatch
 ):

@@ -132,6 +132,7 @@ def test_paint_of_the_page_goes_on_on_the_command_line(studio):
     assert there.latest == here.latest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (TINY_WORLD / "model_index.json").exists(), reason="Tiny World has not been made"
 )

@@ -94,6 +94,7 @@ def commands() -> list[str]:
     return re.findall(r"^hf .*OWNER/pxpo-studio.*$", manual, re.M)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (TINY_WORLD / "model_index.json").exists(), reason="Tiny World has not been made"
 )
@@ -168,6 +169,7 @@ def space(model_folder, segmenter, tmp_path):
         server.server_close()
 
 
+@pytest.mark.slow
 def test_signing_in_with_a_browser_and_pushing(space, browser):
     address, hub, provider = space
     page = new_context(browser).new_page()
@@ -245,6 +247,6 @@ def test_gradio_s_own_variable_counts_too(monkeypatch, name, own):
     import app
 
     monkeypatch.setenv("GRADIO_SERVER_NAME", name)
-    assert app.is_local(None) == own
+    assert app.is_local(app.address(None)) == own
     monkeypatch.setattr("app.get_space", lambda: "ada/studio")  # behind the Hub's own proxy
     assert not app.is_local("127.0.0.1")

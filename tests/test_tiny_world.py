@@ -121,6 +121,7 @@ def test_a_stock_pipeline_paints_what_we_paint():
     assert torch.equal(stock, ours)
 
 
+@pytest.mark.slow
 @made
 def test_pictures_hold_what_their_prompt_names():
     model, segmenter = load_model(device="cpu"), Segmenter()

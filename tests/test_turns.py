@@ -152,6 +152,7 @@ def many(studio: Studio, run_id: str, count: int) -> Iterator[Progress]:
         yield from studio.step(run_id, BLUE, images=2, count=count)
 
 
+@pytest.mark.slow
 def test_people_who_take_turns_learn_bit_for_bit_what_they_learn_alone(studio):
     runs = [finish(studio.start(seed=seed, **SMALL)) for seed in (1, 2, 3)]
     alone = [finish(many_alone(studio, run, 3)) for run in runs]

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pxpo.ui.zerogpu import LENT, lent
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,6 +163,7 @@ a_gpu_is_asked_for_in_the_name_of_who_asks()
 """
 
 
+@pytest.mark.slow
 def test_a_studio_on_zerogpu(tmp_path, segmenter):
     """The functions of CHECKS, in one process, as it takes a while to start."""
     (tmp_path / "spaces.py").write_text(SPACES)

@@ -148,7 +148,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Base:
+class Untaught:
     """The base model's held-out pictures for an experiment. images: (B, 3, H, W), with the
     reward's maps (B, H, W). features: (B, F, h, w)."""
 
@@ -176,11 +176,11 @@ def marks_of(bench: Bench, name: str) -> list[int]:
     return [settings.images * settings.updates * n // points for n in range(points + 1)]
 
 
-def base_of(bench: Bench, name: str, judge: Reward) -> Generator[Progress, None, Base]:
+def untaught(bench: Bench, name: str, judge: Reward) -> Generator[Progress, None, Untaught]:
     settings = settings_of(bench.model, name, "one recipe", **bench.scale.changes)
     work = sampled(bench.model, None, settings.prompt, held_out(bench.scale.judged), settings)
     images = (yield from work).images
-    return Base(images, judge(images), bench.model.features(images))
+    return Untaught(images, judge(images), bench.model.features(images))
 
 
 def trained(
@@ -209,7 +209,7 @@ def trained(
 
 
 def measured(
-    bench: Bench, run: Run, judge: Reward, marks: Sequence[int], base: Base
+    bench: Bench, run: Run, judge: Reward, marks: Sequence[int], base: Untaught
 ) -> Generator[Progress, None, tuple[dict[str, Any], Tensor]]:
     """The figures of a finished run, on held-out seeds, and its pictures at the end."""
     images, maps, rewards = base.images, base.maps, [base.maps.mean().item()]
@@ -303,7 +303,7 @@ def run_all(bench: Bench, names: Sequence[str]) -> Generator[Progress, None, dic
     runs: dict[str, Any] = {name: {method: [] for method in METHODS} for name in names}
     talks: dict[str, Any] = {method: [] for method in METHODS}
     for name in names:
-        base = dict[str, Base]()
+        base = dict[str, Untaught]()
         for seed, method in itertools.product(seeds, METHODS):
             number += 1
             work = one_run(bench, name, rewards[name], method, seed, base)
@@ -330,7 +330,7 @@ def slug(method: str) -> str:
 
 
 def one_run(
-    bench: Bench, name: str, spec: RewardSpec, method: str, seed: int, base: dict[str, Base]
+    bench: Bench, name: str, spec: RewardSpec, method: str, seed: int, base: dict[str, Untaught]
 ) -> Generator[Progress, None, dict[str, Any]]:
     """A run's figures; on the first seed its pictures are kept too. base: of this experiment, put
     in when it is first needed."""
@@ -341,7 +341,7 @@ def one_run(
         judge = spec.make(bench.tools)
         run = yield from trained(bench, spec, settings, folder)
         if name not in base:
-            base[name] = yield from base_of(bench, name, judge)
+            base[name] = yield from untaught(bench, name, judge)
         figures, after = yield from measured(bench, run, judge, marks_of(bench, name), base[name])
         if seed == FIRST_SEED:
             pictures = {"before": base[name].images, "maps": base[name].maps, "after": after}

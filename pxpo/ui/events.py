@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,13 +267,6 @@ class Events:
         if run.met:
             parts.append(MET)
         return " · ".join(parts)
-
-    # What leaves the page.
-
-    def save(self, make: Callable[[str], Path], run_id: str) -> str:
-        """The file that `make` makes of the run."""
-        with errors_as_messages():
-            return str(make(run_id))
 
     def push(
         self, run_id: str, repo: str, private: bool, with_base: bool, typed: str,

@@ -419,7 +419,6 @@ class Page:
     def end(self, events: tuple[Any, ...], paint_stays: bool) -> None:
         """After each event, and also once Stop has cut it off: say so, and refresh the page."""
 
-        @errors_as_messages()
         def ended(run: str, unfinished: bool | None) -> dict[Any, Any]:
             shown = self.events.stopped(run) if unfinished else {}
             now = time.monotonic_ns()  # so that `ended` changes
@@ -432,22 +431,18 @@ class Page:
         outputs = [*self.places.values(), self.unfinished, self.ended]
         for event in events:
             event.then(
-                self.studio.thread.wrap(ended), [self.run, self.unfinished], outputs, **self.quiet
+                self.canvas.wrap(ended), [self.run, self.unfinished], outputs, **self.quiet
             )
 
     def wire_refresh(self) -> None:
         """What follows each event, and another choice of reward."""
 
-        @errors_as_messages()
         def heat(run: str, *values: Any) -> dict[str, Any]:
             picture = self.events.heat_map(run, self.tabs.spec(*values))
             return gr.update(value=picture, visible=picture is not None)
 
         def show_heat(listen: Callable[..., Any]) -> None:
-            listen(
-                self.studio.thread.wrap(heat), [self.run, *self.tabs.inputs], self.heat,
-                **self.quiet,
-            )  # fmt: skip
+            listen(self.canvas.wrap(heat), [self.run, *self.tabs.inputs], self.heat, **self.quiet)
 
         renewed = self.canvas.renew(self.ended.change, self.run, self.ended, **self.quiet)
         self.ways.renew(renewed.then, self.run, **self.quiet)
@@ -458,8 +453,7 @@ class Page:
         for button, make in (
             (self.save_lora, self.studio.lora_file), (self.save_run, self.studio.archive)
         ):  # fmt: skip
-            save = self.studio.thread.wrap(functools.partial(self.events.save, make))
-            button.click(save, self.run, self.file, **self.quiet).success(
+            button.click(self.canvas.wrap(make), self.run, self.file, **self.quiet).success(
                 None, None, None, js="() => document.querySelector('#file').click()", **self.quiet
             )
         self.push_button.click(
