@@ -17,7 +17,7 @@ from .lora import Lora, adapter
 from .models import DiffusionModel
 from .models.base import some
 from .progress import Progress
-from .rewards import Painted, Reward, Wish
+from .rewards import Painted, Reward, Sight, Wish
 from .rollout import Noise, Trajectory, rollout
 from .run import Run, training_noise
 from .settings import Sampling
@@ -96,7 +96,8 @@ def likeness(pictures: Tensor, maps: Tensor, look: Callable[[Tensor], Tensor]) -
     the reward does not move it.
     """
     pixels = (pictures * 255).round().byte().permute(0, 2, 3, 1)
-    wish = Wish([Painted(picture, one) for picture, one in zip(pixels, maps, strict=True)], look)
+    painted = [Painted(picture, one) for picture, one in zip(pixels, maps, strict=True)]
+    wish = Wish(painted, Sight(look))
     # Unlike paint, a reward has a word on every pixel, 0 too, and no picture's is later.
     wish.values = downsample(maps, wish.size).flatten()
     wish.loudness = torch.zeros_like(wish.values)

@@ -191,8 +191,8 @@ def judge_of(run: Run, model: DiffusionModel, tools: Tools) -> Reward:
         return run.reward.make(tools)
     if not run.painted:
         raise RunError("nothing is painted; paint + (green) or − (red) first.")
-    eye = tools.beside(model.name, run.reward.options["segmenter"])
-    return Wish(run.painted, model.features, eye)
+    named = run.reward.options["segmenter"]
+    return Wish(run.painted, tools.sight(model.features, model.name, named))
 
 
 def generate(model: DiffusionModel, run: Run) -> Generator[Progress, None, Run]:

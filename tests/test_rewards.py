@@ -535,6 +535,16 @@ def test_the_eye_beside_a_model_is_the_one_that_knows_its_pictures(segmenter, mo
         only.beside("some/model", "a/b")
 
 
+def test_one_sight_for_each_model_and_segmenter(model, segmenter):
+    """So that what it remembers is there for the next wish too."""
+    alone, only = Tools(), Tools(segmenter=segmenter)
+    first = only.sight(model.features, "some/model")
+    assert first.segmenter is segmenter and only.sight(model.features, "some/model") is first
+    assert alone.sight(model.features, "some/model") is not first
+    assert alone.sight(model.features, "some/model").segmenter is None
+    assert only.sight(lambda images: images, "some/model") is not first
+
+
 @pytest.mark.parametrize("kind", REWARDS.values(), ids=REWARDS)
 def test_every_kind_declares_what_the_command_line_and_the_page_show(kind, tools):
     assert kind.title and kind.help and all(option.help for option in kind.options)

@@ -36,6 +36,7 @@ from pxpo.credit import downsample
 from pxpo.errors import DivergedError, RewardError, RunError
 from pxpo.lora import adapter, new_lora
 from pxpo.models import DiffusionModel
+from pxpo.rewards import Sight
 from pxpo.rollout import Noise
 from pxpo.run import WEIGHT_DECAY, shown_noise, training_noise
 from pxpo.strength import NEAR
@@ -557,14 +558,14 @@ def test_the_judge_is_the_reward_s_own_or_the_wish(model, segmenter):
     run = replace(paint(run, strokes), reward=PAINT)
     for place, eye in ((tools, segmenter), (Tools(), None)):
         wish = judge_of(run, model, place)
-        assert isinstance(wish, Wish) and wish.segmenter is eye
-        assert torch.equal(wish(images), Wish(run.painted, model.features, eye)(images))
+        assert isinstance(wish, Wish) and wish.sight.segmenter is eye
+        assert torch.equal(wish(images), Wish(run.painted, Sight(model.features, eye))(images))
 
 
 def test_a_named_segmenter_looks_on_beside_the_wish(model, segmenter):
     run = paint(finish(begin(model, settings())), torch.full((16, 16), 2.0))
     named = replace(run, reward=RewardSpec("paint", {"segmenter": segmenter.name}))
-    assert judge_of(named, model, Tools()).segmenter.name == segmenter.name
+    assert judge_of(named, model, Tools()).sight.segmenter.name == segmenter.name
     assert named.reward.by_hand and named.reward.name == "painted"
 
 

@@ -15,7 +15,7 @@ from pxpo.errors import ModelError
 from pxpo.lora import adapter, new_lora
 from pxpo.lora_files import load_lora, save_lora
 from pxpo.models import StableDiffusionXL, load_model
-from pxpo.rewards import Painted, Wish
+from pxpo.rewards import Painted, Sight, Wish
 from pxpo.rollout import Noise, rollout
 from pxpo.settings import Sampling, Settings
 
@@ -179,7 +179,8 @@ def test_features_are_of_each_latent_pixel_and_know_no_lora():
     torch.testing.assert_close(model.features(images[1:2])[0], features[1], rtol=1e-4, atol=1e-5)
     with adapter(model, random_lora(model)):
         assert torch.equal(model.features(images), features)
-    wish = Wish([Painted((images[0] * 255).byte().permute(1, 2, 0), images[0, 0])], model.features)
+    painted = Painted((images[0] * 255).byte().permute(1, 2, 0), images[0, 0])
+    wish = Wish([painted], Sight(model.features))
     assert wish(images).shape == (3, 16, 16)
 
 

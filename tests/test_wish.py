@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d, normalize
 
-from pxpo.rewards import Painted, Wish, add_paint
+from pxpo.rewards import Painted, Sight, Wish, add_paint
 from pxpo.rewards.wish import LOUDER, MOST_PAINTED, NEIGHBOURS, PROBABILITIES, SHARPNESS
 
 COLOURS = {
@@ -64,7 +64,7 @@ def near(*values: float):
 
 
 def wish_of(*painted: tuple[torch.Tensor, torch.Tensor], eye=None) -> Wish:
-    return Wish([Painted(*one) for one in painted], colours_of, eye)
+    return Wish([Painted(*one) for one in painted], Sight(colours_of, eye))
 
 
 def test_paint_is_carried_to_what_looks_like_it_wherever_that_is():
@@ -163,7 +163,7 @@ def test_a_wish_is_the_mean_of_its_nearest_neighbours_by_likeness_and_loudness(c
     pictures = torch.randint(0, 256, (count, side, side, 3), generator=generator).byte()
     paints = torch.randint(-1, 2, (count, side, side), generator=generator).float() * 2
     asked = torch.rand((2, 3, side, side), generator=generator)
-    wish = Wish([Painted(p, m) for p, m in zip(pictures, paints, strict=True)], lambda x: x)
+    wish = Wish([Painted(p, m) for p, m in zip(pictures, paints, strict=True)], Sight(lambda x: x))
     expected = exactly(
         (pictures / 255).flatten(1, 2), paints.flatten(1), asked.permute(0, 2, 3, 1).flatten(0, 2)
     )
@@ -243,10 +243,10 @@ def test_the_size_of_a_feature_s_numbers_does_not_count():
     """Each is measured against its own spread: one is not heard more for being written larger."""
     painted = [Painted(picture("rgb"), paint("+-.")), Painted(picture("wyk"), paint("-.."))]
     scale, shift = torch.tensor([1e3, 1.0, 1e-2]), torch.tensor([50.0, -7.0, 0.1])
-    plain = Wish(painted, colours_of)
+    plain = Wish(painted, Sight(colours_of))
     scaled = Wish(
         painted,
-        lambda x: colours_of(x) * scale.view(1, 3, 1, 1) + shift.view(1, 3, 1, 1),
+        Sight(lambda x: colours_of(x) * scale.view(1, 3, 1, 1) + shift.view(1, 3, 1, 1)),
     )
     torch.testing.assert_close(scaled(noisy(2)), plain(noisy(2)), rtol=1e-2, atol=1e-2)
 
@@ -254,14 +254,14 @@ def test_the_size_of_a_feature_s_numbers_does_not_count():
 def test_a_feature_that_is_the_same_everywhere_says_nothing():
     painted = [Painted(picture("rgb"), paint("+-."))]
     constant = Wish(
-        painted, lambda x: torch.cat([colours_of(x), colours_of(x)[:, :1] * 0 + 3], dim=1)
+        painted, Sight(lambda x: torch.cat([colours_of(x), colours_of(x)[:, :1] * 0 + 3], dim=1))
     )
-    torch.testing.assert_close(constant(noisy(2)), Wish(painted, colours_of)(noisy(2)))
+    torch.testing.assert_close(constant(noisy(2)), Wish(painted, Sight(colours_of))(noisy(2)))
 
 
 def test_a_large_picture_is_looked_at_in_parts_and_that_changes_nothing():
     painted = [Painted(picture("rgbk"), paint("+-.."))]
-    wish = Wish(painted, colours_of)
+    wish = Wish(painted, Sight(colours_of))
     images = torch.rand((1, 3, 68 * CELL, 68 * CELL), generator=torch.Generator().manual_seed(1))
     wish.size = (68, 68)  # 4624 pixels: more than one part
     whole = wish(images)[0, ::CELL, ::CELL]
@@ -297,9 +297,9 @@ def grey(images: torch.Tensor) -> torch.Tensor:
 def test_a_segmenter_that_calls_everything_the_same_has_no_say():
     painted = [Painted(picture("rgb"), paint("+-.")), Painted(picture("ykw"), paint("-.."))]
     images = noisy(2)
-    without = Wish(painted, colours_of)(images)
-    torch.testing.assert_close(Wish(painted, colours_of, Eye(None))(images), without)
-    assert not torch.allclose(Wish(painted, colours_of, Eye(0))(images), without, atol=0.1)
+    without = Wish(painted, Sight(colours_of))(images)
+    torch.testing.assert_close(Wish(painted, Sight(colours_of, Eye(None)))(images), without)
+    assert not torch.allclose(Wish(painted, Sight(colours_of, Eye(0)))(images), without, atol=0.1)
 
 
 def test_a_segmenter_tells_apart_what_looks_alike():
@@ -307,9 +307,9 @@ def test_a_segmenter_tells_apart_what_looks_alike():
     segmenter that knows red."""
     COLOURS["R"], COLOURS["G"] = (0.8, 0.1, 0.1), (0.1, 0.8, 0.1)
     painted = [Painted(picture("RGkw"), paint("+..."))]
-    blind = meant(Wish(painted, grey), "RGkw")[0]
+    blind = meant(Wish(painted, Sight(grey)), "RGkw")[0]
     assert blind[0] == pytest.approx(blind[1], abs=0.05) and blind[0] > 1
-    seeing = meant(Wish(painted, grey, Eye(0)), "RGkw")[0]
+    seeing = meant(Wish(painted, Sight(grey, Eye(0))), "RGkw")[0]
     assert seeing == near(2, 0, 0, 0)
 
 
@@ -319,7 +319,7 @@ def test_a_segmenter_is_heard_beside_the_features_by_its_weight():
     pictures = torch.tensor([[[250, 10, 10], [10, 250, 10], [10, 10, 250], [200, 200, 30]]]).byte()
     strokes = torch.tensor([[2.0, 0.0, 0.0, 0.0]])
     asked = torch.tensor([[[0.7, 0.2, 0.1], [0.1, 0.9, 0.3]]]).permute(2, 0, 1)[None]
-    wish = Wish([Painted(pictures, strokes)], lambda x: x, Eye(0))
+    wish = Wish([Painted(pictures, strokes)], Sight(lambda x: x, Eye(0)))
     wish.size = (1, 2)
     known, seen = torch.tensor([[1.0, 0], [0, 1], [0, 1], [1, 0]]), pictures[0] / 255
     mean, std = seen.mean(0), seen.std(0)
@@ -444,16 +444,16 @@ def test_a_picture_that_is_painted_again_has_the_latest_word():
     """It moves to the end, so that what it says now is newer than what others say."""
     one, two = picture("rgbk"), picture("rbgk")
     painted = add_paint(add_paint((), one, paint("+...")), two, paint("-..."))
-    assert meant(Wish(painted, colours_of), "rgbk") == [near(-2, 0, 0, 0)]
+    assert meant(Wish(painted, Sight(colours_of)), "rgbk") == [near(-2, 0, 0, 0)]
     painted = add_paint(painted, one, paint("+..."))
     assert [torch.equal(had.picture, two) for had in painted] == [True, False]
-    assert meant(Wish(painted, colours_of), "rgbk") == [near(2, 0, 0, 0)]
+    assert meant(Wish(painted, Sight(colours_of)), "rgbk") == [near(2, 0, 0, 0)]
 
 
 def test_a_mind_is_changed_on_the_same_picture():
     one = picture("rgbk")
     painted = add_paint(add_paint((), one, paint("+-..")), one, paint("-..+"))
-    assert meant(Wish(painted, colours_of), "rgbk") == [near(-2, -2, 0, 2)]
+    assert meant(Wish(painted, Sight(colours_of)), "rgbk") == [near(-2, -2, 0, 2)]
 
 
 def test_only_so_many_pictures_are_kept_the_latest_of_them():
@@ -470,8 +470,57 @@ def test_painted_pictures_stay_as_they_were():
     painted = [Painted(picture("rgb"), paint("+-.")), Painted(picture("wyk"), paint("-.."))]
     kept = [copy(one) for one in painted]
     pixels = [(one.picture.clone(), one.paint.clone()) for one in painted]
-    wish = Wish(painted, colours_of)
+    wish = Wish(painted, Sight(colours_of))
     wish(noisy(1))
     for one, same, (shown, strokes) in zip(painted, kept, pixels, strict=True):
         assert one.picture is same.picture and torch.equal(one.picture, shown)
         assert torch.equal(one.paint, strokes)
+
+
+class Counted:
+    """Features and a segmenter that count the pictures they are shown, and see no more than one at
+    a time."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        assert len(images) == 1
+        self.seen += 1
+        return colours_of(images)
+
+    probabilities = Eye(0).probabilities
+
+
+def test_a_sight_sees_each_picture_once_and_tells_them_apart():
+    eye = Counted()
+    sight, images = Sight(eye.features, eye), noisy(3)
+    first = sight(images)
+    assert first[0].shape[:2] == (3, 3) and first[1].shape[:2] == (3, 2) and eye.seen == 3
+    again = sight(images.flip(0))
+    assert eye.seen == 3
+    for part, turned in zip(first, again, strict=True):
+        assert torch.equal(part.flip(0), turned)
+    sight(images.transpose(2, 3).contiguous().transpose(2, 3))  # the same, laid out otherwise
+    assert eye.seen == 3
+    sight(images + 1e-6)
+    assert eye.seen == 6
+
+
+def test_a_sight_remembers_the_latest_pictures_that_fit(monkeypatch):
+    eye = Counted()
+    sight, images = Sight(eye.features, eye), noisy(4)
+    each = sum(part.nbytes for part in sight(images[:1]))
+    monkeypatch.setattr("pxpo.rewards.wish.REMEMBERED", 2 * each + 1)
+    sight(images[1:2])
+    sight(images[:1])  # now the latest
+    sight(images[2:3])
+    assert eye.seen == 3
+    sight(images[:1])
+    assert eye.seen == 3
+    sight(images[1:2])
+    assert eye.seen == 4
+    monkeypatch.setattr("pxpo.rewards.wish.REMEMBERED", 1)  # one all the same
+    sight(images[3:])
+    sight(images[3:])
+    assert eye.seen == 5

@@ -19,7 +19,7 @@ from .base import (
 from .color import ColorReward
 from .painting import as_paint, open_picture, paint_by_label, painted_map, whole_things
 from .segmentation import Segmenter, SegmentReward
-from .wish import Painted, Wish, add_paint
+from .wish import Painted, Sight, Wish, add_paint
 
 for _file in (
     "painting",
@@ -43,6 +43,7 @@ __all__ = [
     "RewardSpec",
     "SegmentReward",
     "Segmenter",
+    "Sight",
     "Tools",
     "Wish",
     "add_paint",

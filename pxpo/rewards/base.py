@@ -20,6 +20,7 @@ from ..errors import RewardError, SettingError
 
 if TYPE_CHECKING:
     from .segmentation import Segmenter
+    from .wish import Sight
 
 Reward = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) in [0, 1] to reward maps (B, H, W)."""
@@ -97,6 +98,7 @@ class Tools:
         self.device, self.usual, self.code = device, dict(usual or {}), code
         self._only = segmenter
         self._loaded: dict[tuple[Any, str], Any] = {}
+        self._sights: dict[tuple[Any, Any], Sight] = {}
 
     def load(self, make: Callable[[str, str], Model], name: str) -> Model:
         """The model that `make` makes of a name and the device; of each name once."""
@@ -122,6 +124,14 @@ class Tools:
         for Tiny World its own; None for other models."""
         known = name or self._only is not None or Path(model_name) == TINY_WORLD
         return self.segmenter(name) if known else None
+
+    def sight(self, features: Callable[[Tensor], Tensor], model_name: str, name: str = "") -> Sight:
+        """How pictures look to a model, by its features, and to the segmenter beside it: of each
+        pair the same one, which remembers."""
+        from .wish import Sight
+
+        pair = features, self.beside(model_name, name)
+        return self._sights.setdefault(pair, Sight(*pair))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ diffusion model's own features, and by a segmenter's class probabilities where t
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ LEFT = 0.001  # share of the pictures; a wish that leaves less than this blamed 
 FILLED = 0.9  # share of the pictures; where more is wanted, a wish that fills this is met
 MET = "the wish is met on all pictures that are shown, and nothing more is to be learnt"
 MOST_PAINTED = 16  # painted pictures; older ones live on in what later ones took from them
+REMEMBERED = 2**28  # bytes, of how the pictures look that were seen last
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,42 @@ def add_paint(painted: Sequence[Painted], picture: Tensor, paint: Tensor) -> tup
     return (*others, Painted(picture, paint))[-MOST_PAINTED:]
 
 
+class Sight:
+    """How pictures look to a diffusion model, and to a segmenter where there is one.
+
+    It sees one picture at a time, so that what it says of one does not hang on the others, down to
+    the last digit; and it remembers: each change of a wish judges anew what was shown before.
+    """
+
+    def __init__(
+        self, features: Callable[[Tensor], Tensor], segmenter: Segmenter | None = None
+    ) -> None:
+        """features: images (B, 3, H, W) in [0, 1] to (B, F, h, w), as a DiffusionModel's."""
+        self.features, self.segmenter = features, segmenter
+        self._latest: dict[bytes, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The features (B, F, h, w) of images, and class probabilities (B, K, h, w); K may be 0."""
+        seen, known = zip(*(self._remembered(image) for image in images), strict=True)
+        return torch.cat(seen), torch.cat(known)
+
+    def _remembered(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        key = hashlib.sha256(image.contiguous().numpy().tobytes()).digest()
+        look = self._latest.pop(key, None) or self._look(image[None])
+        self._latest[key] = look  # the newest come last
+        most = REMEMBERED // sum(part.nbytes for part in look)
+        while len(self._latest) > max(most, 1):
+            del self._latest[next(iter(self._latest))]
+        return look
+
+    def _look(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.features(image)
+        h, w = seen.shape[2:]
+        if self.segmenter is None:
+            return seen, torch.zeros(1, 0, h, w)
+        return seen, downsample(self.segmenter.probabilities(image)[0], (h, w))[None]
+
+
 class Wish:
     """A reward from painted pictures, the earliest first.
 
@@ -69,16 +107,10 @@ class Wish:
     painted first means nothing there. So the latest word on a thing wins, and the others stay.
     """
 
-    def __init__(
-        self,
-        painted: Sequence[Painted],
-        features: Callable[[Tensor], Tensor],
-        segmenter: Segmenter | None = None,
-    ) -> None:
-        """features: images (B, 3, H, W) in [0, 1] to (B, F, h, w), as a DiffusionModel's."""
-        self.features, self.segmenter = features, segmenter
+    def __init__(self, painted: Sequence[Painted], sight: Sight) -> None:
+        self.sight = sight
         pictures = torch.stack([one.picture for one in painted]).permute(0, 3, 1, 2) / 255
-        seen, known = self._look(pictures)
+        seen, known = sight(pictures)
         self.size = (seen.shape[-2], seen.shape[-1])
         self.mean = seen.mean((0, 2, 3), keepdim=True)
         self.std = seen.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
@@ -100,7 +132,7 @@ class Wish:
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to (B, H, W) in [-2, 2]."""
-        described = self._described(*self._look(images))
+        described = self._described(*self.sight(images))
         maps = torch.stack([self._meant(pixels).view(self.size) for pixels in described])
         return F.interpolate(maps[:, None], images.shape[2:])[:, 0]
 
@@ -109,15 +141,6 @@ class Wish:
         where more of something is wanted, nine tenths are that."""
         praised, blamed = ((sign * maps >= 1).double().mean().item() for sign in (1, -1))
         return blamed < LEFT and (not self.wants_more or praised >= FILLED)
-
-    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The features (B, F, h, w) of images, and class probabilities (B, K, h, w); K may be 0."""
-        seen = self.features(images)
-        b, _, h, w = seen.shape
-        if self.segmenter is None:
-            return seen, torch.zeros(b, 0, h, w)
-        known = self.segmenter.probabilities(images)
-        return seen, downsample(known.flatten(0, 1), (h, w)).view(b, -1, h, w)
 
     def _described(self, seen: Tensor, known: Tensor) -> Tensor:
         """Each pixel's description (B, P, F), of length 1. A segmenter that calls all of the

@@ -430,9 +430,7 @@ class Page:
 
         outputs = [*self.places.values(), self.unfinished, self.ended]
         for event in events:
-            event.then(
-                self.canvas.wrap(ended), [self.run, self.unfinished], outputs, **self.quiet
-            )
+            event.then(self.canvas.wrap(ended), [self.run, self.unfinished], outputs, **self.quiet)
 
     def wire_refresh(self) -> None:
         """What follows each event, and another choice of reward."""

@@ -14,7 +14,7 @@ from pxpo import Noise, Settings, finish, rollout
 from pxpo.credit import downsample
 from pxpo.measures import colours
 from pxpo.models import StableDiffusion
-from pxpo.rewards import Painted, Segmenter, Wish
+from pxpo.rewards import Painted, Segmenter, Sight, Wish
 
 from .common import LANDSCAPE, PORTRAIT, TRAFFIC, Lab, table
 
@@ -77,12 +77,12 @@ def measured(lab: Lab, thing: str, first: int, share: float) -> dict[str, Any]:
     paint = [2 * part(truth[i], share) for i in some]
     figures: dict[str, Any] = {}
     for name, eye in EYES.items():
-        look, segmenter = eye(lab)
+        sight = Sight(*eye(lab))
         for count in (1, 3):
             areas = []
             for start in range(0, len(some) - count + 1, count):
                 chosen = range(start, start + count)
-                wish = Wish([Painted(pixels[some[i]], paint[i]) for i in chosen], look, segmenter)
+                wish = Wish([Painted(pixels[some[i]], paint[i]) for i in chosen], sight)
                 maps = downsample(wish(images[others]), (size[0], size[1]))
                 areas.append(area_under_curve(maps, wanted))
             figures[f"{name}, {count}"] = fmean(areas)

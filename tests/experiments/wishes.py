@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pxpo import RewardSpec, Tools, finish, generate, judge_of, paint, settings_for, teach
 from pxpo.measures import held_out, spread
-from pxpo.rewards import Wish
+from pxpo.rewards import Sight, Wish
 
 from .common import LANDSCAPE, PORTRAIT, TRAFFIC, Lab, begun, table
 
@@ -68,7 +68,7 @@ def measured(lab: Lab, name: str, case: Case, seed: int, changes: dict[str, Any]
     run = paint(replace(run, reward=RewardSpec("paint")), map_)
     judge: Any = judge_of(run, lab.model, Tools(segmenter=lab.segmenter))
     if eye == "own":
-        judge = Wish(run.painted, lab.model.features)
+        judge = Wish(run.painted, Sight(lab.model.features))
     figures: dict[str, Any] = {"there": True}
     before = lab.sample(run.lora, settings, held_out(JUDGED))
     note(lab, case, figures, 0, first, before)
