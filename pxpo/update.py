@@ -104,20 +104,20 @@ def update(
             "before. Tame the rewards, or go back an update."
         )
     measured = partial(_of_measured, trajectory, len(credit))
-    said, now = measured(lambda step, image: trajectory.outputs[step, image]), Tensor()
+    old, new = measured(lambda step, image: trajectory.outputs[step, image]), Tensor()
 
     def measure() -> float:
-        nonlocal now
-        now = measured(partial(_say, model, trajectory))
-        return relative_change(now, said)
+        nonlocal new
+        new = measured(partial(_outputs, model, trajectory))
+        return relative_change(new, old)
 
     before = [parameter.detach().clone() for parameter in parameters.values()]
     optimizer.step()
     moved = yield from scale_step(list(parameters.values()), before, measure, learning.strength)
     with without_lora(model):
-        base = measured(partial(_say, model, trajectory))
+        base = measured(partial(_outputs, model, trajectory))
     try:
-        from_base = _short_of_noise(relative_change(now, base))
+        from_base = _short_of_noise(relative_change(new, base))
     except DivergedError:
         with torch.no_grad():
             for parameter, old in zip(parameters.values(), before, strict=True):
@@ -133,7 +133,7 @@ def distance_from_base(model: DiffusionModel, trajectory: Trajectory) -> float:
     """
     step, image = _spread(len(trajectory.steps), trajectory.outputs.shape[1], MEASURED)
     with without_lora(model):
-        base = _say(model, trajectory, step, image)
+        base = _outputs(model, trajectory, step, image)
     return _short_of_noise(relative_change(trajectory.outputs[step, image], base))
 
 
@@ -188,7 +188,7 @@ def accumulate_gradient(
         nonlocal divergence
         step, image = pairs[part].unbind(1)
         weight = weights[step].view(-1, 1, 1, 1)
-        out = _ask(model, trajectory, step, image, guidance)
+        out = _predict(model, trajectory, step, image, guidance)
         if learning.step_noise == "drawn":
             z = trajectory.noise[step, image]
         else:
@@ -228,7 +228,7 @@ def step_weights(steps: Steps, step_noise: str) -> Tensor:
     return ratio if step_noise == "drawn" else ratio.sign()
 
 
-def _ask(
+def _predict(
     model: DiffusionModel,
     trajectory: Trajectory,
     step: Tensor,
@@ -241,18 +241,18 @@ def _ask(
 
 
 @torch.no_grad()
-def _say(model: DiffusionModel, trajectory: Trajectory, step: Tensor, image: Tensor) -> Tensor:
+def _outputs(model: DiffusionModel, trajectory: Trajectory, step: Tensor, image: Tensor) -> Tensor:
     """What the network says now (P, C, h, w), guided, at these (P,) steps of these images."""
-    said = torch.empty_like(trajectory.outputs[step, image])
+    outputs = torch.empty_like(trajectory.outputs[step, image])
 
     def work(part: slice) -> None:
-        said[part] = _ask(
+        outputs[part] = _predict(
             model, trajectory, step[part], image[part], trajectory.guidance_scale
         ).cpu()
 
     for _ in model.fold("sample", len(step), work):
         pass
-    return said
+    return outputs
 
 
 def _of_measured(
@@ -286,7 +286,7 @@ def _expected_noise(
 ) -> Tensor:
     """E[z | x_t, x_0] (P, C, h, w) of each pair, brought to root mean square 1; out: what the
     network says with this guidance."""
-    unguided = out if guidance_scale == 1 else _ask(model, trajectory, step, image, 1.0)
+    unguided = out if guidance_scale == 1 else _predict(model, trajectory, step, image, 1.0)
     x_t, x_0 = trajectory.latents[step, image], trajectory.latents[-1, image]
     at = trajectory.steps[step.view(-1, 1, 1, 1)]
     z = at.expected_noise(x_t, unguided.cpu(), x_0)
@@ -297,7 +297,7 @@ def _expected_noise(
 def _drift(model: DiffusionModel, trajectory: Trajectory, step: Tensor, image: Tensor) -> Tensor:
     """How far (P, C, h, w) what the network said is from what the base model says."""
     with without_lora(model):
-        base = _ask(model, trajectory, step, image, trajectory.guidance_scale)
+        base = _predict(model, trajectory, step, image, trajectory.guidance_scale)
     return trajectory.outputs[step, image] - base.cpu()
 
 

@@ -180,7 +180,7 @@ def clear(page) -> None:
 
 
 def take_red(page) -> None:
-    page.locator("#hand input").nth(1).check()
+    page.locator("#brush input").nth(1).check()
     page.locator("#ed [aria-label=Color][style*='rgb(255, 0, 0)']").wait_for(timeout=PATIENCE)
 
 
@@ -396,7 +396,7 @@ def test_without_paint_step_is_refused_over_the_editor_and_beside_step(page):
     page.get_by_text("select the draw tool").wait_for(state="hidden", timeout=PATIENCE)
     settle(page)  # the picture is back
     page.locator("#step").click()
-    for part in ("#hand", "#status"):
+    for part in ("#brush", "#status"):
         page.locator(part).get_by_text("Paint + or −").wait_for(timeout=PATIENCE)
     stroke(page, 0.3, 0.5, 0.7, 0.5)
     press(page, "step", "Step 1 ·")

@@ -279,7 +279,7 @@ def test_a_finger_s_dab_grows_and_a_stroke_after_it_counts_too(visit, studio, tm
 def test_a_thing_is_painted_without_a_pointer(visit, studio, tmp_path):
     page = visit()
     new_picture(page)
-    page.locator("#hand input").first.focus()
+    page.locator("#brush input").first.focus()
     page.keyboard.press("Tab")  # Gradio's radios are each on their own: no arrow leads to another
     page.keyboard.press("Space")
     page.get_by_role("button", name="More ways to paint").focus()
@@ -331,7 +331,7 @@ def test_masks_are_taken_in_inverted_and_come_back_as_they_left(visit, studio, t
     wanted = fitted(-2.0 * torch.from_numpy(mask > 0), torch.zeros(512, 512))
     becomes(page, tmp_path, wanted)
     (tmp_path / "paint.png").rename(tmp_path / "mine.png")
-    page.locator("#hand input").first.check()
+    page.locator("#brush input").first.check()
     page.locator("#invert").click()
     becomes(page, tmp_path, 2.0 * (wanted == 0))
     clear(page)

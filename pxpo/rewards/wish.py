@@ -80,8 +80,8 @@ class Sight:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The features (B, F, h, w) of images, and class probabilities (B, K, h, w); K may be 0."""
-        seen, known = zip(*(self._remembered(image) for image in images), strict=True)
-        return torch.cat(seen), torch.cat(known)
+        features, probabilities = zip(*(self._remembered(image) for image in images), strict=True)
+        return torch.cat(features), torch.cat(probabilities)
 
     def _remembered(self, image: Tensor) -> tuple[Tensor, Tensor]:
         key = hashlib.sha256(image.contiguous().numpy().tobytes()).digest()
@@ -93,11 +93,11 @@ class Sight:
         return look
 
     def _look(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        seen = self.features(image)
-        h, w = seen.shape[2:]
+        features = self.features(image)
+        h, w = features.shape[2:]
         if self.segmenter is None:
-            return seen, torch.zeros(1, 0, h, w)
-        return seen, downsample(self.segmenter.probabilities(image)[0], (h, w))[None]
+            return features, torch.zeros(1, 0, h, w)
+        return features, downsample(self.segmenter.probabilities(image)[0], (h, w))[None]
 
 
 class Wish:
@@ -110,12 +110,12 @@ class Wish:
     def __init__(self, painted: Sequence[Painted], sight: Sight) -> None:
         self.sight = sight
         pictures = torch.stack([one.picture for one in painted]).permute(0, 3, 1, 2) / 255
-        seen, known = sight(pictures)
-        self.size = (seen.shape[-2], seen.shape[-1])
-        self.mean = seen.mean((0, 2, 3), keepdim=True)
-        self.std = seen.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
-        self.known_mean = known.mean((0, 2, 3), keepdim=True)
-        self.pixels = self._described(seen, known)  # (N, P, F)
+        features, probabilities = sight(pictures)
+        self.size = (features.shape[-2], features.shape[-1])
+        self.mean = features.mean((0, 2, 3), keepdim=True)
+        self.std = features.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
+        self.usual = probabilities.mean((0, 2, 3), keepdim=True)
+        self.pixels = self._described(features, probabilities)  # (N, P, F)
         self.values = torch.zeros(0)  # (M,), of the first pixels: what is meant by each
         self.loudness = torch.zeros(0)  # (M,), of the same: the logarithm of how much each counts
         for number, one in enumerate(painted):
@@ -142,11 +142,11 @@ class Wish:
         praised, blamed = ((sign * maps >= 1).double().mean().item() for sign in (1, -1))
         return blamed < LEFT and (not self.wants_more or praised >= FILLED)
 
-    def _described(self, seen: Tensor, known: Tensor) -> Tensor:
+    def _described(self, features: Tensor, probabilities: Tensor) -> Tensor:
         """Each pixel's description (B, P, F), of length 1. A segmenter that calls all of the
         painted pictures the same has no say."""
-        seen = F.normalize((seen - self.mean) / self.std, dim=1)
-        both = torch.cat([seen, PROBABILITIES * (known - self.known_mean)], dim=1)
+        features = F.normalize((features - self.mean) / self.std, dim=1)
+        both = torch.cat([features, PROBABILITIES * (probabilities - self.usual)], dim=1)
         return F.normalize(both.flatten(2), dim=1).transpose(1, 2)
 
     def _meant(self, pixels: Tensor) -> Tensor:

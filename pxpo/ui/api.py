@@ -140,7 +140,7 @@ def add(studio: Studio) -> None:
             )
             if done.met:
                 break
-            run_id, paint = done.id, None  # the first step has heard it
+            run_id, paint = done.id, None  # the wish has it from the first step on
         return done
 
     def back(run_id: str, step: int = 0) -> Work:

@@ -74,12 +74,12 @@ def fitted(strokes: Tensor, picture: Tensor) -> Tensor:
     return F.interpolate(strokes[None, None], picture.shape[-2:])[0, 0]
 
 
-def without(paint: Image.Image, heard: Tensor) -> Image.Image | None:
-    """The strokes that say anything else than the map `heard` (H, W) does there; None without."""
-    strokes = shrunk(painted_map(paint), heard.shape)
-    if strokes.shape != heard.shape:
+def without(paint: Image.Image, wished: Tensor) -> Image.Image | None:
+    """The strokes that say anything else than the map `wished` (H, W) does there; None if none."""
+    strokes = shrunk(painted_map(paint), wished.shape)
+    if strokes.shape != wished.shape:
         return paint
-    left = (strokes != 0) & (strokes != heard)
+    left = (strokes != 0) & (strokes != wished)
     if not left.any():
         return None
     mask = Image.fromarray(left.numpy()).resize(paint.size, Image.Resampling.NEAREST)
@@ -95,7 +95,7 @@ class Canvas:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         height, width = studio.model.image_size
-        self.brush = gr.Radio([PLUS, MINUS], value=PLUS, label="Brush", elem_id="hand")
+        self.brush = gr.Radio([PLUS, MINUS], value=PLUS, label="Brush", elem_id="brush")
         self.editor = gr.ImageEditor(
             type="pil", sources=(), transforms=(), layers=False, format="png",
             canvas_size=on_canvas(width, height), fixed_canvas=True, brush=brush(PLUS),
@@ -140,7 +140,7 @@ class Canvas:
     def renew(self, listen: Callable[..., Any], run: gr.BrowserState, ended: gr.State,
               **quiet: Any) -> Any:  # fmt: skip
         """Events that bring the run's picture, under the paint on the editor or none; ended:
-        (anything, whether that paint stays). What the wish has heard of it never does."""
+        (anything, whether that paint stays). What is in the wish already never does."""
         return self.empty(listen, run, ended, **quiet).then(
             self.wrap(self._fill), [run, self.waiting],
             [self.waiting, self.shown, self.before, self.editor], **quiet,

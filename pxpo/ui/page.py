@@ -282,11 +282,11 @@ class Page:
             return events.go_to(run, thumbnail.index)
 
         learning = self.wire_learning(working)
-        # First what the wish has heard leaves the canvas: forgotten, it would be new again.
+        # First what is in the wish leaves the canvas: forgotten, it would be new again.
         unpainted = self.canvas.empty(
             self.forget_button.click, self.run, gr.State((0, True)), **self.quiet
         )
-        keeping_paint = (  # but for what the wish has heard
+        keeping_paint = (  # but for what is in the wish
             *learning,
             unpainted.then(going_on(events.forget_wish), at_run, **working),
             self.back_button.click(going_on(events.back), at_run, **working),

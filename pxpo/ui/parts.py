@@ -66,10 +66,10 @@ CSS = """
 .example {flex-direction: column; justify-content: start; padding: 0.5rem; font-size: 0.85rem}
 button.example .button-icon {width: 100%; max-width: 112px; height: auto; margin: 0}
 #words {font-size: 0.85rem}
-#hand label {font-weight: 600}
-#hand label:nth-of-type(1).selected {background: #15803d; border-color: #15803d}
-#hand label:nth-of-type(2).selected {background: #b91c1c; border-color: #b91c1c}
-#hand input {border-color: currentColor !important}
+#brush label {font-weight: 600}
+#brush label:nth-of-type(1).selected {background: #15803d; border-color: #15803d}
+#brush label:nth-of-type(2).selected {background: #b91c1c; border-color: #b91c1c}
+#brush input {border-color: currentColor !important}
 #ed {height: auto !important; max-height: 530px; aspect-ratio: 1 / 1.08}
 #history .thumbnail-item {aspect-ratio: 1}
 #history .grid-wrap {padding-top: 2.6rem}
@@ -85,7 +85,7 @@ button.example .button-icon {width: 100%; max-width: 112px; height: auto; margin
 .dark {--color-accent: var(--primary-400)}
 @media (min-width: 1025px) {
     #title p {max-width: 75%}
-    #hand {display: flex; align-items: center; gap: 1rem}
+    #brush {display: flex; align-items: center; gap: 1rem}
     #chip {margin-top: -2.4rem; text-align: right}
 }
 @media (max-width: 1024px) {

@@ -31,7 +31,7 @@ def spec_of(kind: str, values: dict[str, Any]) -> RewardSpec:
     return RewardSpec(kind, values)
 
 
-def said(value: Any) -> Any:
+def shown_as(value: Any) -> Any:
     """An option's value as its field shows it."""
     if isinstance(value, bool):
         return MORE if value else LESS
@@ -70,10 +70,10 @@ class RewardTabs:
 
     def _field(self, kind: RewardKind, option: Option) -> Any:
         if isinstance(option.default, bool):
-            return gr.Radio([LESS, MORE], value=said(option.default), label="Want")
+            return gr.Radio([LESS, MORE], value=shown_as(option.default), label="Want")
         several = isinstance(option.default, tuple)
         return gr.Dropdown(
-            list(option.offered(self.tools)), value=said(option.default),
+            list(option.offered(self.tools)), value=shown_as(option.default),
             multiselect=several, allow_custom_value=not several, label=option.name.capitalize(),
             info=option.help, elem_id=f"{kind.name}-{option.name}",
         )  # fmt: skip
@@ -89,7 +89,7 @@ class RewardTabs:
         shown = dict(zip(self.chosen, self.choice(spec.kind), strict=True))
         for (kind, name), field in zip(self.names, self.fields, strict=True):
             if kind == spec.kind and name in spec.options:
-                shown[field] = said(spec.options[name])
+                shown[field] = shown_as(spec.options[name])
         return shown
 
     def spec(self, kind: str, *values: Any) -> RewardSpec:
