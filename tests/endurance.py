@@ -199,6 +199,8 @@ class Person:
 
     def stop(self) -> None:
         job = self.client.submit(self.run, count=20, api_name="/run", **self.reward())
+        while not job.done() and job.communicator.event_id is None:
+            time.sleep(0.05)  # Gradio's client cannot stop what it has not handed in yet
         time.sleep(self.random.uniform(0, 5))
         job.cancel()
 
