@@ -186,6 +186,7 @@ def asked_of(port: int, host: str, path: str = "/") -> int:
     return status
 
 
+@pytest.mark.slow
 def test_the_app_runs_in_the_oddest_place(odd_place):
     """Behind a proxy, offline with a cache, from another folder, in cp1252; for known hosts."""
     port = free_port()

@@ -218,6 +218,7 @@ def assert_kept(run: Path, alone: Path, said: str, victim: int) -> None:
     assert_alike(alone, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [1, 0])
 def test_a_killed_process_ends_the_job_and_the_run_goes_on(
     alone, model_folder, tmp_path, capfd, victim
