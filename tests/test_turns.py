@@ -279,6 +279,33 @@ def test_waiting_is_shown_sign_by_sign_and_other_progress_now_and_then():
     assert list(throttled(work(), str))[:3] == waiting
 
 
+@pytest.mark.parametrize("has_the_turn", [True, False])
+@pytest.mark.parametrize("fault", ["unread", "shown"])
+def test_work_that_ends_by_an_error_gives_its_turn_back_though_the_error_is_kept(
+    monkeypatch, fault, has_the_turn
+):
+    """An error keeps the frames that it came through, and with them the work of a generator."""
+    pytest.importorskip("gradio")
+    from pxpo.ui import parts
+
+    thread, log = ModelThread(), list[str]()
+    monkeypatch.setattr(parts, "unread", lambda: (fault == "unread") * 99)
+
+    def show(progress: Progress) -> str:
+        raise ValueError("it cannot be shown")
+
+    other = thread.iterate(person(thread, "a", 1, log))
+    if not has_the_turn:
+        next(other)
+    failing = thread.iterate(parts.throttled(person(thread, "b", 1, log), show))
+    with pytest.raises(Exception, match="fetched|shown") as kept:
+        next(failing)
+    thread.call(lambda: None)  # what was ended there is over
+    assert kept.value and len(thread._line) == (not has_the_turn)  # the other's place
+    together(other)
+    assert log[-1] == "a1 ends"
+
+
 @pytest.mark.slow
 def test_work_that_nobody_listens_to_is_dropped_and_others_are_served(model, segmenter, tmp_path):
     gradio_client = pytest.importorskip("gradio_client")

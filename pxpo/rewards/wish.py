@@ -28,7 +28,7 @@ LEFT = 0.001  # share of the pictures; a wish that leaves less than this blamed 
 FILLED = 0.9  # share of the pictures; where more is wanted, a wish that fills this is met
 MET = "the wish is met on all pictures that are shown, and nothing more is to be learnt"
 MOST_PAINTED = 16  # painted pictures; older ones live on in what later ones took from them
-REMEMBERED = 2**28  # bytes, of how the pictures look that were seen last
+REMEMBERED = 2**27  # bytes, of how the pictures look that were seen last
 
 
 @dataclass(frozen=True)

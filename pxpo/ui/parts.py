@@ -202,7 +202,7 @@ def setting(name: str, label: str, value: Any = None, note: str = "") -> gr.Numb
 
 
 def throttled(
-    work: Iterator[Progress], show: Callable[[Progress], Any]
+    work: Generator[Progress, None, Any], show: Callable[[Progress], Any]
 ) -> Generator[Any, None, Any]:
     """`show` of where `work` stands, now and then, as each takes some of the server's time from
     the work itself; returns the work's result.
@@ -211,16 +211,18 @@ def throttled(
     Work that nobody listens to is given up.
     """
     due = 0.0
-    while True:
-        try:
-            progress = next(work)
-        except StopIteration as end:
-            return end.value
-        if progress.ahead or time.monotonic() >= due:
-            if unread() > MOST_UNREAD:
-                raise refusal("Nobody has fetched what this said, so it was stopped.")
-            yield show(progress)
-            due = time.monotonic() + BETWEEN_SIGNS
+    # However this ends the work ends with it, and its turn: an error would keep it for a while.
+    with contextlib.closing(work):
+        while True:
+            try:
+                progress = next(work)
+            except StopIteration as end:
+                return end.value
+            if progress.ahead or time.monotonic() >= due:
+                if unread() > MOST_UNREAD:
+                    raise refusal("Nobody has fetched what this said, so it was stopped.")
+                yield show(progress)
+                due = time.monotonic() + BETWEEN_SIGNS
 
 
 def unread() -> int:
