@@ -106,7 +106,11 @@ def kill_command_line(folder: Path, number: int, random_: random.Random) -> tupl
         [sys.executable, "-m", "pxpo", *command], cwd=ROOT, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    time.sleep(random_.uniform(5, 15))
+    for _ in range(600):  # until it is at work
+        if announced_by(out / "metrics.jsonl") > before:
+            break
+        time.sleep(0.2)
+    time.sleep(random_.uniform(0, 8))
     announced = announced_by(out / "metrics.jsonl")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
