@@ -324,6 +324,9 @@ def test_a_page_s_step_goes_on_with_the_wish_and_run_ends_where_it_is_met(plain,
                     shown["status"])  # fmt: skip
     assert "is met" not in shown["status"]
     assert len(shown["history"]) == 3 and shown["curve"] is not None
+    *_, again = events.open(run_id)
+    result = shown["status"].removeprefix("Step 2").rpartition(" · ")[0]
+    assert again["status"] == f"Here is your run again, at step 2{result}"
     assert events.heat_map(run_id, reward) is not None
     answers = iter([False, True])
     monkeypatch.setattr(Wish, "met", lambda wish, maps: next(answers))
@@ -337,6 +340,9 @@ def test_a_page_s_step_goes_on_with_the_wish_and_run_ends_where_it_is_met(plain,
     *_, shown = events.forward(run_id)
     (shown,) = events.forget_wish(run_id)
     assert shown["status"].startswith("Forgotten") and not events.wishes(run_id)
+    list(events.reset(run_id))
+    *_, again = events.open(run_id)
+    assert again["status"] == "Here is your run again, at step 0"
     assert events.heat_map(run_id, reward) is None
 
 
@@ -361,6 +367,11 @@ def test_a_visitor_presses_step_and_sees_the_model_change(page, studio):
         page.set_viewport_size({"width": width, "height": 900})
         settle(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for part in ("#others", "#heat"):
+            frame, whole = (page.locator(p).bounding_box() for p in (part, f"{part} img"))
+            for corner, side in (("x", "width"), ("y", "height")):
+                assert frame[corner] <= whole[corner]
+                assert whole[corner] + whole[side] <= frame[corner] + frame[side] + 1
 
 
 @pytest.mark.slow

@@ -73,8 +73,9 @@ class Events:
         except PxpoError:
             run = None
         if run:
+            status = f"Here is your run again, at step {run.count}"
             yield {
-                **self.view(run, f"Here is your run again, at step {run.count}."),
+                **self.view(run, " · ".join([status, *self.result(run)])),
                 "fields": fields(run),
             }
         elif opening := self.studio.opening:
@@ -245,28 +246,33 @@ class Events:
             parts.append(f"The prompt is too long; this is not read: {start}")
         return " ".join(parts)
 
-    @staticmethod
-    def summary(run: Run, seconds: float) -> str:
+    def summary(self, run: Run, seconds: float) -> str:
         """An update in one line."""
+        return " · ".join([f"Step {run.count}", *self.result(run), f"{seconds:.1f} s"])
+
+    @staticmethod
+    def result(run: Run) -> list[str]:
+        """What the last update did, in some words; none where there is none, or no score of it."""
+        if len(run.latest) < 2:
+            return []
         last, now = run.latest[-2:]
         metrics = run.updates[-1].metrics
         by_hand = run.reward is not None and run.reward.by_hand
         parts = [
-            f"Step {run.count}",
             f"{'wish' if by_hand else 'reward'} {last.here:+.3f} → {now.here:+.3f}, "
             + ("better" if now.here > last.here else "not better"),
         ]
         if last.held_out is not None and now.held_out is not None:
             parts.append(f"other seeds {last.held_out:+.3f} → {now.held_out:+.3f}")
         if by_hand:
-            parts.append(f"{changed_outside(run):.0%} changed outside the paint")
-        parts.append(f"moved {metrics['moved']:.1%}, {metrics['from_base']:.0%} in all")
-        parts.append(f"{seconds:.1f} s")
+            parts.append(f"{changed_outside(run):.0%} changed outside the paint since the start")
+        if "moved" in metrics:
+            parts.append(f"moved {metrics['moved']:.1%}, {metrics['from_base']:.0%} in all")
         if not run.updates[-1].learnt:
             parts.append(ALIKE)
         if run.met:
             parts.append(MET)
-        return " · ".join(parts)
+        return parts
 
     def push(
         self, run_id: str, repo: str, private: bool, with_base: bool, typed: str,

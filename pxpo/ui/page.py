@@ -167,7 +167,7 @@ class Page:
         with gr.Row():
             self.heat = gr.Image(
                 label="How you were understood: green gains, red loses", interactive=False,
-                format="png", elem_id="heat", height=330, buttons=[], visible=False,
+                format="png", elem_id="heat", buttons=[], visible=False,
                 alt_text="the run's picture, green where the reward gains and red where it loses",
             )  # fmt: skip
             self.curve = gr.Plot(show_label=False, elem_id="curve", visible=False)

@@ -79,7 +79,9 @@ button.example .button-icon {width: 100%; max-width: 112px; height: auto; margin
 #slider {max-width: 400px; margin: 0 auto}
 :is(#slider, #others, #heat) [data-testid="block-label"] {position: static; margin: 0.4rem}
 :is(#strength, #hold) :is(.min_value, .max_value) {color: var(--block-info-text-color)}
-#heat img {object-fit: contain}
+#heat :is(.image-container, .image-frame, button) {height: auto}
+#heat img {width: 100%; height: 300px; object-fit: contain}
+.icon-button-wrapper:not(:has(*)) {display: none}
 #tabs button {padding-inline: 0.5rem}
 :root {--color-accent: var(--primary-600)}
 .dark {--color-accent: var(--primary-400)}
