@@ -139,8 +139,13 @@ def kill_page(folder: Path, number: int, random_: random.Random) -> tuple[int, i
                     done.append(report["step"])
 
         done.append(load_run(folder / "runs" / run).count)
+        before = len(done)
         threading.Thread(target=steps, daemon=True).start()
-        time.sleep(random_.uniform(1, 8))
+        for _ in range(600):  # until it is at work
+            if len(done) > before:
+                break
+            time.sleep(0.2)
+        time.sleep(random_.uniform(0, 8))
         answered = done[-1]
     return answered, load_run(folder / "runs" / run).count
 

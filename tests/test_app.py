@@ -542,18 +542,19 @@ def test_reloading_finds_the_run_and_its_wish(sketch, studio):
 def test_a_reload_brings_back_prompt_and_settings_too(page):
     page.locator("button.example", has_text="red taxi").click()
     says(page, "^Paint what you want")
-    assert page.get_by_role("tab", name="Colour").get_attribute("aria-selected") == "true"
+    page.get_by_role("tab", name="Colour", selected=True).wait_for(timeout=PATIENCE)
     open_settings(page)
     fill(page, page.get_by_label("DDIM steps"), str(FEW))
     fill(page, page.locator("#strength input[type=number]"), "0.06")
     page.locator("#color-color input").fill("green")
     page.locator("#color-color input").press("Enter")
-    press(page, "fresh", "^Paint what you want")
+    press(page, "fresh", "^New picture")  # else what it says of the taxi would do
+    says(page, "^Paint what you want")
     press(page, "step", "Step 1 · reward")
     page.reload()
     says(page, "Here is your run again, at step 1")
     settle(page)
-    assert page.get_by_role("tab", name="Colour").get_attribute("aria-selected") == "true"
+    page.get_by_role("tab", name="Colour", selected=True).wait_for(timeout=PATIENCE)
     assert page.locator("#color-color input").input_value() == "green"
     assert page.locator("#strength input[type=number]").input_value() == "0.06"
     open_settings(page)
