@@ -79,8 +79,8 @@ def is_local(host: str) -> bool:
 
 
 def share_memory() -> None:
-    """Let all threads of the server share two of glibc's arenas. As it is, each of a hundred
-    threads fills one of its own, of which little is given back."""
+    """Let the server's threads share two of glibc's arenas, in place of eight for each core: what
+    is freed in one serves them all."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 

@@ -120,8 +120,8 @@ def update(
         from_base = _short_of_noise(relative_change(new, base))
     except DivergedError:
         with torch.no_grad():
-            for parameter, old in zip(parameters.values(), before, strict=True):
-                parameter.copy_(old)
+            for parameter, value in zip(parameters.values(), before, strict=True):
+                parameter.copy_(value)
         raise
     return Report(gradient.norm, gradient.kl, moved, from_base)
 

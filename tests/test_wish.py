@@ -505,6 +505,8 @@ def test_a_sight_sees_each_picture_once_and_tells_them_apart():
     assert eye.seen == 3
     sight(images + 1e-6)
     assert eye.seen == 6
+    for black in (torch.zeros(1, 3, CELL, 2 * CELL), torch.zeros(1, 3, 2 * CELL, CELL)):
+        assert sight(black)[0].shape[2:] == (black.shape[2] // CELL, black.shape[3] // CELL)
 
 
 def test_a_sight_remembers_the_latest_pictures_that_fit(monkeypatch):

@@ -84,7 +84,8 @@ class Sight:
         return torch.cat(features), torch.cat(probabilities)
 
     def _remembered(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        key = hashlib.sha256(image.contiguous().numpy().tobytes()).digest()
+        values = repr(image.shape).encode() + image.contiguous().numpy().tobytes()
+        key = hashlib.sha256(values).digest()
         look = self._latest.pop(key, None) or self._look(image[None])
         self._latest[key] = look  # the newest come last
         most = REMEMBERED // sum(part.nbytes for part in look)
