@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,10 @@ import torch
 
 from pxpo import Settings, Tools, finish, load_model, load_run, reproduce
 from pxpo import __main__ as cli
-from pxpo.errors import RewardError, RunError
+from pxpo.errors import DivergedError, RewardError, RunError
 from pxpo.measures import diversity, drift, held_out, sampled
 from pxpo.reproduce import EXPERIMENTS, FULL, METHODS, QUICK, Bench, Scale, experiments, report
+from pxpo.run import teach
 
 TINY = Scale(
     seeds=1,
@@ -187,6 +189,35 @@ def test_what_is_finished_is_not_done_again(bench, done, monkeypatch):
     assert made(done) == before
 
 
+def test_a_run_that_would_turn_to_noise_ends_there_and_is_measured_as_it_is(
+    bench, tmp_path, monkeypatch
+):
+    once_more = iter([True, False])
+
+    def diverges(*values):
+        if not next(once_more):
+            raise DivergedError("noise")
+        return teach(*values)
+
+    monkeypatch.setattr(experiments, "teach", diverges)
+    other, spec = replace(bench, folder=tmp_path), bench.reward("color")
+    figures = finish(experiments.one_run(other, "color", spec, "PXPO", 201, {}))
+    assert (
+        figures["updates"] == [1, 2] and load_run(tmp_path / "runs" / "color-PXPO-201").count == 1
+    )
+    assert len(figures["rewards"]) == 3 and figures["rewards"][1] == figures["rewards"][2]
+
+
+def test_the_report_is_written_again_from_its_figures_alone(bench, done, tmp_path):
+    shutil.copytree(done / "figures", tmp_path / "figures")
+    for file in (*done.glob("runs/*/figures.json"), *done.glob("cross-talk/*.json")):
+        (tmp_path / file.relative_to(done)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / file.relative_to(done))
+    finish(reproduce.reproduce(replace(bench, folder=tmp_path), NAMES))
+    assert made(tmp_path) == made(done)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize(
     "changes", [{"changes": {**TINY.changes, "rank": 3}}, {"judged": 3}, {"grid": (2, 1)}]
 )
@@ -237,10 +268,10 @@ def test_the_report_s_json_holds_every_figure(bench, done):
     assert str(bench.folder) not in (done / "report.json").read_text()
 
 
-def figures(*rewards: float, outside: float = 0.1, varied: float = 1.0) -> dict:
+def figures(*rewards: float, outside: float = 0.1, varied: float = 1.0, updates: int = 8) -> dict:
     return {"queries": [0, 10, 20], "rewards": list(rewards), "over_images": [0.1, 0.1],
             "drift_inside": 0.2, "drift_outside": outside, "diversity": varied,
-            "from_base": 0.1}  # fmt: skip
+            "from_base": 0.1, "updates": [updates, 8]}  # fmt: skip
 
 
 def test_the_target_is_half_of_the_best_mean_gain():
@@ -271,6 +302,9 @@ def test_what_goes_against_us_is_said():
         "more changes outside, 0.200 against 0.100 by DDPO; "
         "80 % of the spread over seeds is left; "
         "110% of what is not wanted is left, 90% by the paper's means, on its own base model"
+    )
+    assert words(figures(-1, -0.8, -0.6, updates=5), figures(-1, -0.9, -0.8)) == (
+        "1 of 1 runs ended early, after 5 updates: another would have turned pictures to noise"
     )
     found = report.summarised({
         "PXPO": [figures(-1, -1, -0.2), figures(-1, -1, -0.8)],

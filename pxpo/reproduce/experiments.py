@@ -9,6 +9,7 @@ What is there already is not done again, and a run that was interrupted goes on 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -22,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..embedded import TINY_WORLD
-from ..errors import RewardError, RunError
+from ..errors import DivergedError, RewardError, RunError
 from ..measures import (
     by_region,
     diversity,
@@ -36,7 +37,7 @@ from ..measures import (
 from ..models import DiffusionModel
 from ..progress import Progress, Result
 from ..rewards import ColorReward, Reward, RewardSpec, Tools, resolved
-from ..run import Run, begin, generate, learn, teach
+from ..run import Run, Update, begin, generate, learn, teach
 from ..settings import EXPERIMENTS as PRESETS
 from ..settings import Settings, settings_for
 from ..store import load_run, save_run, write_whole
@@ -186,7 +187,8 @@ def untaught(bench: Bench, name: str, judge: Reward) -> Generator[Progress, None
 def trained(
     bench: Bench, spec: RewardSpec, settings: Settings, folder: Path
 ) -> Generator[Progress, None, Run]:
-    """The run in `folder`, begun or gone on with, and saved after each update.
+    """The run in `folder`, begun or gone on with, and saved after each update. It ends early where
+    another update would turn pictures to noise.
 
     Raises RunError where the folder has another run.
     """
@@ -199,12 +201,13 @@ def trained(
     else:
         run = yield from begin(bench.model, settings, reward=spec)
         save_run(run, folder)
-    while run.count < settings.updates:
-        run = yield from generate(bench.model, run)
-        assert run.trajectory is not None
-        maps = judge(run.trajectory.images)
-        run = yield from teach(bench.model, run, spec, maps, judge)
-        save_run(run, folder)
+    with contextlib.suppress(DivergedError):
+        while run.count < settings.updates:
+            run = yield from generate(bench.model, run)
+            assert run.trajectory is not None
+            maps = judge(run.trajectory.images)
+            run = yield from teach(bench.model, run, spec, maps, judge)
+            save_run(run, folder)
     return run
 
 
@@ -214,7 +217,7 @@ def measured(
     """The figures of a finished run, on held-out seeds, and its pictures at the end."""
     images, maps, rewards = base.images, base.maps, [base.maps.mean().item()]
     for mark in marks[1:]:
-        lora = run.updates[mark // run.settings.images].lora
+        lora = after_queries(run, mark).lora
         seeds = held_out(bench.scale.judged)
         work = sampled(bench.model, lora, run.settings.prompt, seeds, run.settings)
         images = (yield from work).images
@@ -231,8 +234,14 @@ def measured(
         "drift_outside": outside,
         "diversity": diversity(base.features, bench.model.features(images)),
         "from_base": run.updates[-1].metrics["from_base"],
+        "updates": [run.count, run.settings.updates],
     }  # fmt: skip
     return figures, images
+
+
+def after_queries(run: Run, queries: int) -> Update:
+    """What a run was after so many reward queries, or at its end where that came before."""
+    return run.updates[min(queries // run.settings.images, run.count)]
 
 
 def region_settings(bench: Bench, method: str, seed: int) -> Settings:

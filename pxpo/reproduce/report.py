@@ -23,7 +23,17 @@ from ..measures import HELD_OUT, queries_to, signed, spread
 from ..pages import Figure, Heading, Points, Table, Text, Words, as_markdown, as_page
 from ..plots import heat_map, reward_curve, strip, to_picture
 from ..store import load_run, write_whole
-from .experiments import EXPERIMENTS, FIRST_SEED, METHODS, SHOWN, Bench, marks_of, run_folder
+from .experiments import (
+    EXPERIMENTS,
+    FIRST_SEED,
+    METHODS,
+    SHOWN,
+    Bench,
+    after_queries,
+    marks_of,
+    run_folder,
+    settings_of,
+)
 
 SIDE = 160  # pixels, of a picture in a figure
 OURS = ("PXPO", "one recipe")
@@ -86,7 +96,7 @@ def summarised(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Sum
             "gain": [values[-1] - values[0] for values in rewards],
             **{
                 name: [one[name] for one in seeds]
-                for name in ("drift_inside", "drift_outside", "diversity", "from_base")
+                for name in ("drift_inside", "drift_outside", "diversity", "from_base", "updates")
             },
         }
     best = max(found.values(), key=lambda one: fmean(one["gain"]))
@@ -171,9 +181,16 @@ def beside(name: str, base: str, runs: Mapping[str, Sequence[Any]]) -> list[tupl
             for at in (0, -1)
         )
         gain = spread([one["rewards"][-1] - one["rewards"][0] for one in seeds], 3, 1)
-        queries = str(seeds[0]["queries"][-1])
+        asked = sorted({queries_of(one) for one in seeds})
+        queries = " to ".join(map(str, asked[:: max(1, len(asked) - 1)]))
         rows.append(("", f"ours: {method}, {base}", queries, before, after, gain))
     return rows
+
+
+def queries_of(one: Mapping[str, Any]) -> int:
+    """The rewards that a run has asked for; fewer than it might where it ended early."""
+    done, wanted = one["updates"]
+    return one["queries"][-1] * done // wanted
 
 
 def costs(name: str, summary: Mapping[str, Summary]) -> list[tuple[str, ...]]:
@@ -234,6 +251,12 @@ def against(one: Summary, rival: Summary, paper: Published) -> list[str]:
         words.append(f"the gain is not clearly more than {RIVAL}'s: ours is {gains}")
     if gain <= 0:
         words.append("the reward did not rise")
+    early = [done for done, wanted in one["updates"] if done < wanted]
+    if early:
+        words.append(
+            f"{len(early)} of {len(one['updates'])} runs ended early, after "
+            f"{' and '.join(map(str, early))} updates: another would have turned pictures to noise"
+        )
     more = fmean(one["drift_outside"]) - fmean(rival["drift_outside"])
     if more > pstdev(one["drift_outside"]) + pstdev(rival["drift_outside"]):
         words.append(
@@ -258,13 +281,38 @@ def ratios(talks: Sequence[Mapping[str, Any]]) -> list[float]:
 def pictured(bench: Bench, name: str, runs: Mapping[str, Sequence[Any]]) -> list[Words]:
     """An experiment's figures: by update, before and after, and the curves."""
     marks = marks_of(bench, name)
+    if not all(path_of(bench, f"{name}-{kind}").exists() for kind in ("updates", "grid")):
+        draw_first(bench, name, marks)
+    lines = {}
+    for method, figures in runs.items():
+        points = list(zip(*(one["rewards"] for one in figures), strict=True))
+        lines[method] = [fmean(values) for values in points], [pstdev(v) for v in points]
+    curve = reward_curve(lines, of="reward queries", at=marks, over="seeds", clear=True)
+    curve.savefig(path_of(bench, f"{name}-curve"))
+    prompt = settings_of(bench.model, name, RIVAL, **bench.scale.changes).prompt
+    return [
+        Text(f"“{prompt}”; the reward: {bench.reward(name).name}."),
+        figure(bench, f"{name}-updates",
+               f"The picture of seed {FIRST_SEED} as it is learnt: a row for each method, from "
+               "left to right."),
+        figure(bench, f"{name}-grid",
+               "Held-out seeds: the base model's pictures, what the reward says of them (green for "
+               "more, red for less), and after learning, by each method, in the run of seed "
+               f"{FIRST_SEED}."),
+        figure(bench, f"{name}-curve",
+               "The reward of held-out pictures against the rewards asked for: mean and standard "
+               "deviation over the seeds of the runs."),
+    ]  # fmt: skip
+
+
+def draw_first(bench: Bench, name: str, marks: Sequence[int]) -> None:
+    """The pictures of the first seed's runs. They are drawn once: the figures of a report are
+    enough to write it again, with more seeds too, where the runs themselves are gone."""
     evolved, after, kept = [], [], {}
     for method in METHODS:
         folder = run_folder(bench, name, method, FIRST_SEED)
         run, kept = load_run(folder), load_file(folder / "pictures.safetensors")
-        evolved.append(
-            [to_picture(run.updates[mark // run.settings.images].shown[0]) for mark in marks]
-        )
+        evolved.append([to_picture(after_queries(run, mark).shown[0]) for mark in marks])
         after.append([to_picture(image) for image in kept["after"]])
     limit = kept["maps"].abs().max().item()
     rows = [
@@ -274,40 +322,20 @@ def pictured(bench: Bench, name: str, runs: Mapping[str, Sequence[Any]]) -> list
     ]
     columns = [f"{mark} queries" for mark in marks]
     by_update = strip(evolved, columns, list(METHODS), side=SIDE, clear=True)
-    grid_names = ["before", "the reward", *METHODS]
     seeds = [str(HELD_OUT + number) for number in range(len(after[0]))]
-    grid = strip(rows, seeds, grid_names, side=SIDE, clear=True)
-    prompt = run.settings.prompt
-    lines = {}
-    for method, figures in runs.items():
-        points = list(zip(*(one["rewards"] for one in figures), strict=True))
-        lines[method] = [fmean(values) for values in points], [pstdev(v) for v in points]
-    curve = reward_curve(lines, of="reward queries", at=marks, over="seeds", clear=True)
-    return [
-        Text(f"“{prompt}”; the reward: {bench.reward(name).name}."),
-        saved(bench, f"{name}-updates.png", by_update,
-              f"The picture of seed {FIRST_SEED} as it is learnt: a row for each method, from left "
-              "to right."),
-        saved(bench, f"{name}-grid.png", grid,
-              "Held-out seeds: the base model's pictures, what the reward says of them (green for "
-              "more, red for less), and after learning, by each method, in the run of seed "
-              f"{FIRST_SEED}."),
-        drawn(bench, f"{name}-curve.png", curve,
-              "The reward of held-out pictures against the rewards asked for: mean and standard "
-              "deviation over the seeds of the runs."),
-    ]  # fmt: skip
+    grid = strip(rows, seeds, ["before", "the reward", *METHODS], side=SIDE, clear=True)
+    by_update.save(path_of(bench, f"{name}-updates"))
+    grid.save(path_of(bench, f"{name}-grid"))
 
 
-def saved(bench: Bench, name: str, picture: Image.Image, caption: str) -> Figure:
-    picture.save(bench.folder / "figures" / name)
-    return Figure(f"figures/{name}", caption, *picture.size)
+def path_of(bench: Bench, name: str) -> Path:
+    return bench.folder / "figures" / f"{name}.png"
 
 
-def drawn(bench: Bench, name: str, figure: Any, caption: str) -> Figure:
-    path = bench.folder / "figures" / name
-    figure.savefig(path)
-    with Image.open(path) as picture:
-        return Figure(f"figures/{name}", caption, *picture.size)
+def figure(bench: Bench, name: str, caption: str) -> Figure:
+    """One that is drawn, in the report."""
+    with Image.open(path_of(bench, name)) as picture:
+        return Figure(f"figures/{name}.png", caption, *picture.size)
 
 
 def cross_talk_blocks(bench: Bench, talks: Mapping[str, Sequence[Any]]) -> list[Words]:
@@ -324,6 +352,7 @@ def cross_talk_blocks(bench: Bench, talks: Mapping[str, Sequence[Any]]) -> list[
             picture.append(movement_picture(one, place))
     names = [f"region {number + 1}" for number in range(len(places))]
     sheet = strip(pictures, list(talks), names, side=SIDE, clear=True)
+    sheet.save(path_of(bench, "cross-talk"))
     rows_of_table = [
         (method, spread(ratios(seeds), 2, 1),
          *(spread([one["gain"][side] for one in seeds], 3, 1) for side in (0, 1)))
@@ -340,9 +369,9 @@ def cross_talk_blocks(bench: Bench, talks: Mapping[str, Sequence[Any]]) -> list[
             "less blue, in the rewarded region, and in the others, where nobody asked for it."
         ),
         Table(("by", "cross-talk", "gain in the region", "gain in the others"), rows_of_table),
-        saved(bench, "cross-talk.png", sheet,
-              "Where the network's output moves (brighter is further) when the framed region alone "
-              "has a reward. Mean over seeds; the brightest of each method is alike."),
+        figure(bench, "cross-talk",
+               "Where the network's output moves (brighter is further) when the framed region "
+               "alone has a reward. Mean over seeds; the brightest of each method is alike."),
         Text(
             "What the paper says is of the credit: in Eq. 6 a pixel's is its own. The weights that "
             "learn from it are shared by all pixels, and carry it further. And the standardisation "
