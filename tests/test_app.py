@@ -421,17 +421,26 @@ def test_without_paint_step_is_refused_over_the_editor_and_beside_step(page):
     page.locator("#status").get_by_text("Paint + or −").wait_for(timeout=PATIENCE)
 
 
+def looks_of_stop(page) -> str:
+    """Its colour, which says whether there is anything to stop."""
+    return page.evaluate("getComputedStyle(document.querySelector('#stop')).backgroundColor")
+
+
 @pytest.mark.slow
 def test_run_stop_and_step_again_at_once(sketch, studio):
     sketch.locator("#count input").fill("3")
     press(sketch, "run-many", "Step 3 ·")
     sketch.locator("#count input").fill("50")
+    idle = looks_of_stop(sketch)
     press(sketch, "run-many", r"Step \d\d?: .* \d+/\d")  # a first part may be too quick to see
+    assert looks_of_stop(sketch) != idle
     press(sketch, "stop", "Stopped at step")
     stopped_at = int(status(sketch).split("Stopped at step ")[1].split(";")[0])
     assert 3 <= stopped_at < 50
     press(sketch, "step", f"Step {stopped_at + 1} ·")
     assert len(wish(studio)) == 1  # nothing was painted a second time
+    settle(sketch)
+    assert looks_of_stop(sketch) == idle
 
 
 @pytest.mark.slow
@@ -498,6 +507,9 @@ def test_strength_pictures_and_a_wish_that_is_met(sketch, studio, monkeypatch):
     assert run_of(studio).count == 2
 
 
+STEPPING = "back", "forward", "reset"
+
+
 @pytest.mark.slow
 def test_paint_step_back_and_a_thumbnail_give_each_step_s_weights(sketch, studio, tmp_path):
     press(sketch, "step", "Step 1 ·")
@@ -513,10 +525,11 @@ def test_paint_step_back_and_a_thumbnail_give_each_step_s_weights(sketch, studio
     assert all(torch.equal(first[name], again[name]) for name in first)
     sketch.locator("#history button.thumbnail-item, #history .thumbnail-item").first.click()
     says(sketch, "At step 0")
-    sketch.locator("#back").click()
-    sketch.get_by_text("This is the beginning").first.wait_for(timeout=PATIENCE)
+    assert [sketch.locator(f"#{name}").is_disabled() for name in STEPPING] == [True, False, True]
     press(sketch, "forward", "At step 1")  # nothing is lost
+    assert [sketch.locator(f"#{name}").is_disabled() for name in STEPPING] == [False, False, False]
     press(sketch, "forward", "At step 2")
+    assert [sketch.locator(f"#{name}").is_disabled() for name in STEPPING] == [False, True, False]
     newest = load_file(download(sketch, "save-lora", tmp_path / "4"))
     assert all(torch.equal(second[name], newest[name]) for name in second)
     press(sketch, "reset", "At step 0")

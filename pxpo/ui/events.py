@@ -196,6 +196,9 @@ class Events:
             "curve": self.studio.curve(run),
             "chip": chip(self.studio.model, self.studio.pace.seconds(run.settings)),
             "status": status,
+            "back_button": gr.update(interactive=run.count > 0),
+            "forward_button": gr.update(interactive=bool(run.later)),
+            "reset_button": gr.update(interactive=run.count > 0),
         }
 
     @staticmethod

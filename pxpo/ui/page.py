@@ -42,6 +42,8 @@ from .rewards import RewardTabs
 
 MOMENTARY = 64  # events that need no turn, and so are over in a moment, at the same time
 
+REMEMBERED = 1000  # tabs; of each Gradio keeps a quarter of a MiB, and what was painted there
+
 
 def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
     """Serve the page; `options` are those of Gradio's launch.
@@ -63,6 +65,7 @@ def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
         mcp_server=True,
         ssr_mode=False,
         max_threads=waiting + MOMENTARY,
+        state_session_capacity=REMEMBERED,
         **options,
     )
     return blocks
@@ -123,13 +126,13 @@ class Page:
                 5, label="Steps of Run", precision=0, minimum=1, maximum=MOST_UPDATES,
                 container=False, show_label=False, min_width=50, elem_id="count",
             )  # fmt: skip
-            self.stop_button = gr.Button("Stop", variant="stop", min_width=60, elem_id="stop")
+            self.stop_button = gr.Button("Stop", min_width=60, elem_id="stop")
         self.status = gr.Textbox(
             label="Status", interactive=False, elem_id="status", lines=1, max_lines=4
         )
         with gr.Row():
             self.back_button, self.forward_button, self.reset_button = (
-                gr.Button(name, size="md", min_width=70, elem_id=name.lower())
+                gr.Button(name, size="md", min_width=70, elem_id=name.lower(), interactive=False)
                 for name in ("Back", "Forward", "Reset")
             )
             self.forget_button = gr.Button(
@@ -257,6 +260,7 @@ class Page:
         self.places = {
             name: getattr(self, name) for name in (
                 "run", "at", "sure", "slider", "others", "history", "curve", "chip", "status",
+                "back_button", "forward_button", "reset_button",
             )
         }  # fmt: skip
         self.shown = [

@@ -83,6 +83,9 @@ button.example .button-icon {width: 100%; max-width: 112px; height: auto; margin
 #heat img {width: 100%; height: 300px; object-fit: contain}
 .icon-button-wrapper:not(:has(*)) {display: none}
 #tabs button {padding-inline: 0.5rem}
+body:has(#status [data-testid="status-tracker"]:not(.hide)) #stop {
+    background: #b91c1c; color: white
+}
 :root {--color-accent: var(--primary-600)}
 .dark {--color-accent: var(--primary-400)}
 @media (min-width: 1025px) {
