@@ -9,6 +9,8 @@ import gc
 import ipaddress
 import os
 import sys
+import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -78,11 +80,18 @@ def is_local(host: str) -> bool:
     return not get_space() and host == "localhost"
 
 
-def share_memory() -> None:
-    """Let the server's threads share two of glibc's arenas, in place of eight for each core: what
-    is freed in one serves them all."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
+def give_memory_back(every: float = 30) -> None:
+    """Give freed memory back to the system, now and then. The C library keeps it where anything
+    lies above it, and a page that serves many people would grow by that."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
+        trim = ctypes.CDLL(None).malloc_trim
+
+        def forever() -> None:
+            while True:
+                time.sleep(every)
+                trim(0)
+
+        threading.Thread(target=forever, daemon=True).start()
 
 
 def arguments() -> argparse.Namespace:
@@ -118,7 +127,7 @@ def main() -> None:
     host = address(options.host)
     local = is_local(host) and not options.share
     past_proxies(host)
-    share_memory()
+    give_memory_back()
     leave_a_core()  # to the server, and to a browser on the same machine
     thread = ModelThread()
     size = (options.height, options.width)

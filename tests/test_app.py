@@ -130,8 +130,11 @@ def press(page, button: str, until: str) -> None:
 def new_picture(page, steps: int = FEW) -> None:
     open_settings(page)
     fill(page, page.get_by_label("DDIM steps"), str(steps))
-    press(page, "fresh", "^Paint what you want")
+    page.locator("#fresh").click()
+    page.locator("#step:disabled").wait_for(timeout=PATIENCE)  # it would be of the picture before
+    says(page, "^Paint what you want")
     settle(page)
+    assert page.locator("#step").is_enabled() and page.locator("#run-many").is_enabled()
 
 
 def open_settings(page) -> None:

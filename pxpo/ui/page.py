@@ -263,6 +263,7 @@ class Page:
                 "back_button", "forward_button", "reset_button",
             )
         }  # fmt: skip
+        self.learning = [self.step_button, self.run_button]
         self.shown = [
             *self.places.values(), *self.fields.values(), *self.tabs.chosen, *self.tabs.fields,
         ]  # fmt: skip
@@ -276,7 +277,8 @@ class Page:
         """All that the model works for."""
         events, on_page, going_on = self.events, self.on_page, self.going_on
         working: dict[str, Any] = {
-            "outputs": [*self.shown, self.unfinished], "show_progress_on": self.status,
+            "outputs": [*self.shown, *self.learning, self.unfinished],
+            "show_progress_on": self.status,
             "concurrency_limit": None, "api_visibility": "private",  # the studio gives turns
         }  # fmt: skip
         at_run = [self.at, self.run]
@@ -285,6 +287,8 @@ class Page:
         def go_to(run: str, thumbnail: gr.SelectData) -> Iterator[Shown]:
             return events.go_to(run, thumbnail.index)
 
+        # Step would be of the run before, until there is another.
+        begins = functools.partial(on_page, begins=True)
         learning = self.wire_learning(working)
         # First what is in the wish leaves the canvas: forgotten, it would be new again.
         unpainted = self.canvas.empty(
@@ -299,16 +303,16 @@ class Page:
             self.history.select(on_page(go_to), self.run, **working),
         )
         changing_paint = (
-            gr.on([page.load], on_page(events.open), self.run, **working),
+            gr.on([page.load], begins(events.open), self.run, **working),
             gr.on(
-                [self.new_button.click, self.prompt.submit], on_page(events.start), self.new_run,
+                [self.new_button.click, self.prompt.submit], begins(events.start), self.new_run,
                 **checked,
             ),
             *(
-                self.chosen(button, example).then(on_page(events.start), self.new_run, **working)
+                self.chosen(button, example).then(begins(events.start), self.new_run, **working)
                 for example, button in self.examples.items()
             ),
-            self.upload.upload(on_page(events.admit), [self.upload, *self.new_run], **working),
+            self.upload.upload(begins(events.admit), [self.upload, *self.new_run], **working),
         )  # fmt: skip
         self.end(keeping_paint, paint_stays=True)
         self.end(changing_paint, paint_stays=False)
@@ -391,12 +395,16 @@ class Page:
 
         return self.on_page(event)
 
-    def on_page(self, work: Callable[..., Iterator[Shown]]) -> Callable[..., Iterator[Any]]:
-        """As an event, on the model's thread."""
+    def on_page(
+        self, work: Callable[..., Iterator[Shown]], begins: bool = False
+    ) -> Callable[..., Iterator[Any]]:
+        """As an event, on the model's thread. begins: nothing can be learnt meanwhile."""
 
         @functools.wraps(work)
         def event(*values: Any) -> Iterator[dict[Any, Any]]:
             try:
+                if begins:
+                    yield {button: gr.update(interactive=False) for button in self.learning}
                 with errors_as_messages():
                     for shown in work(*values):
                         yield {**self.by_part(shown), self.unfinished: True}
@@ -428,11 +436,12 @@ class Page:
             now = time.monotonic_ns()  # so that `ended` changes
             return {
                 **self.by_part(shown),
+                **{button: gr.update(interactive=True) for button in self.learning},
                 self.unfinished: False,
                 self.ended: (now, paint_stays or unfinished is not False),
             }
 
-        outputs = [*self.places.values(), self.unfinished, self.ended]
+        outputs = [*self.places.values(), *self.learning, self.unfinished, self.ended]
         for event in events:
             event.then(self.canvas.wrap(ended), [self.run, self.unfinished], outputs, **self.quiet)
 
