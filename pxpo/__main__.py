@@ -12,6 +12,7 @@ from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     leave_a_core()
     try:
         return options.command(options)
-    except PxpoError as error:
+    except (PxpoError, OSError, SafetensorError) as error:  # the last two where the disk refuses
         print(f"pxpo: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -221,7 +221,7 @@ def _card(run: Run, folder: Path, repo: str, curve: bool, with_base: bool) -> st
         prompt="*, *".join(map(plain, settings.prompts)),
         rewards="; ".join(map(plain, rewards)) or "none yet",
         curve="\n![The reward by update, ± over images](reward.png)\n" if curve else "",
-        code=_code(run, repo or str(folder), base, with_base),
+        code=_code(run, repo, folder, base, with_base),
         programs="" if base.name == "Tiny World" else PROGRAMS.format(base=base.name),
         alike=ALMOST_SAME if _starts_without_signal(run.model_name) else SAME,
         where="" if base.hub or with_base else ELSEWHERE.format(base=base.name),
@@ -234,12 +234,15 @@ def _card(run: Run, folder: Path, repo: str, curve: bool, with_base: bool) -> st
     return f"---\n{data.to_yaml()}\n---\n{text}"
 
 
-def _code(run: Run, repo: str, base: Base, with_base: bool) -> str:
+def _code(run: Run, repo: str, folder: Path, base: Base, with_base: bool) -> str:
     """What the card shows: a stock pipeline that makes after.png."""
     settings = run.settings
     eta = min(settings.eta, ALMOST_1) if _starts_without_signal(run.model_name) else settings.eta
     fetch = f"folder = snapshot_download({repo!r})\n" if with_base and not base.hub else ""
-    base_code = 'f"{folder}/base"' if fetch else repr(run.model_name)
+    # What leaves this machine does not tell its folders.
+    known = Path(run.model_name).name if repo and not base.hub else run.model_name
+    repo = repo or str(folder)
+    base_code = 'f"{folder}/base"' if fetch else repr(known)
     pipeline, opened, schedule = "DiffusionPipeline", f"from_pretrained({base_code})", ""
     if Path(run.model_name).is_file():
         found = inspected(run.model_name)

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from .card import base_of
-from .errors import RunError, SettingError
+from .errors import RewardError, RunError, SettingError
 from .measures import (
     colours,
     diversity,
@@ -32,7 +32,7 @@ from .models import DiffusionModel
 from .pages import Block, Heading, Numbers, Pairs, Table, Text, as_page
 from .plots import to_picture
 from .progress import Progress
-from .rewards import RewardSpec, Tools
+from .rewards import Reward, RewardSpec, Tools
 from .run import Run, judge_of
 from .store import write_whole
 
@@ -92,7 +92,9 @@ def evaluate(
         raise SettingError(f"seeds is {seeds}; a spread needs at least 2.")
     reward, settings, parts = judge_of(run, model, tools), run.settings, []
     assert run.reward is not None
-    others = {spec.name: spec.make(tools) for spec in judges}
+    others = dict[str, Reward]()
+    for spec in judges:
+        others[told_apart(spec, (run.reward.name, *others))] = spec.make(tools)
     # A wish looks with the model's features already, so that its second judge goes by colours.
     h, w = model.latent_shape[1:]
     look = colours((h, w)) if run.reward.by_hand else model.features
@@ -114,6 +116,23 @@ def evaluate(
             )
         )  # fmt: skip
     return unseen[:seeds], parts
+
+
+def told_apart(spec: RewardSpec, taken: Sequence[str]) -> str:
+    """The judge's name, with its model where another judge has the same name already.
+
+    Raises RewardError where that does not tell them apart.
+    """
+    if spec.name not in taken:
+        return spec.name
+    models = [
+        Path(value).name for option in spec.declared.options
+        if option.path and (value := str(spec.options[option.name]))
+    ]  # fmt: skip
+    name = f"{spec.name}, by {', '.join(models) or spec.kind}"
+    if name in taken:
+        raise RewardError(f"{name}, is a judge already; name each judge once.")
+    return name
 
 
 def means(maps: Tensor) -> list[float]:

@@ -63,7 +63,7 @@ def push(
             raise HubError(f"{repo!r} is not the name of a repository; write it as OWNER/NAME.")
         yield Progress("asking who you are", 0, total)
         _check_owner(api, repo)
-        _check_free(api, repo)
+        _check_free(api, repo, private)
         yield Progress("creating the repository", 1, total)
         api.create_repo(repo, private=private, exist_ok=True)
         additions = []
@@ -133,8 +133,9 @@ def _check_owner(api: HfApi, repo: str) -> None:
         )
 
 
-def _check_free(api: HfApi, repo: str) -> None:
-    """Refuse a repository that holds something else than a LoRA of ours."""
+def _check_free(api: HfApi, repo: str, private: bool) -> None:
+    """Refuse a repository that holds something else than a LoRA of ours, or that all can see where
+    nobody shall: the Hub leaves it as it is."""
     try:
         info = api.model_info(repo)
     except RepositoryNotFoundError:
@@ -143,6 +144,11 @@ def _check_free(api: HfApi, repo: str) -> None:
     if files and "pxpo" not in (info.tags or ()):
         raise HubError(
             f"{repo!r} exists and holds another model; choose another name. Nothing was written."
+        )
+    if private and info.private is False:
+        raise HubError(
+            f"{repo!r} exists and is public; make it private in its settings on the Hub, or choose "
+            "another name. Nothing was written."
         )
 
 

@@ -96,10 +96,9 @@ def likeness(pictures: Tensor, maps: Tensor, look: Callable[[Tensor], Tensor]) -
     the reward does not move it.
     """
     pixels = (pictures * 255).round().byte().permute(0, 2, 3, 1)
-    painted = [Painted(picture, one) for picture, one in zip(pixels, maps, strict=True)]
-    wish = Wish(painted, Sight(look))
+    wish = Wish([Painted(one, torch.zeros(one.shape[:2])) for one in pixels], Sight(look))
     # Unlike paint, a reward has a word on every pixel, 0 too, and no picture's is later.
-    wish.values = downsample(maps, wish.size).flatten()
+    wish.values = downsample(maps, wish.size).flatten(1)
     wish.loudness = torch.zeros_like(wish.values)
     return wish
 

@@ -329,10 +329,10 @@ def _no_run(error: Exception) -> RunError:
     )
 
 
-def cannot_save(folder: Path, error: OSError) -> RunError:
+def cannot_save(folder: Path, error: OSError | SafetensorError) -> RunError:
     """What is said where the disk refuses."""
     return RunError(
-        f"the run cannot be saved in {str(folder)!r} ({error.strerror or error}); "
+        f"the run cannot be saved in {str(folder)!r} ({getattr(error, 'strerror', '') or error}); "
         "free some space or choose another folder. Nothing that was saved before is lost."
     )
 

@@ -28,6 +28,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .card import base_of, score_curve, write_folder
@@ -176,12 +177,14 @@ class Studio:
         painting: what is painted on the run's picture now, which adds to its wish. count: how many
         such updates are asked for at once, this one among them. settings: strength, images or any
         other that may change between two updates. Closing the generator, or an error, leaves the
-        run as it was.
+        run as it was. RunError where the run has changed before it was this step's turn, so that
+        it would end other updates, or the paint would lie on another picture.
         """
         changed = {n: v for n, v in settings.items() if v is not None}
-        self.bounds.check(self._settings(self.run(run_id).settings, changed), count)
+        asked = self.run(run_id)
+        self.bounds.check(self._settings(asked.settings, changed), count)
         self._check(reward)
-        run = yield from self.thread.in_turn(self._step(run_id, reward, painting, changed))
+        run = yield from self.thread.in_turn(self._step(asked, reward, painting, changed))
         return self._keep(at_rest(run, self._folder(run_id)) if run_id else run)
 
     def forget_wish(self, run_id: str) -> Run:
@@ -242,7 +245,7 @@ class Studio:
             save_run(run, folder)
         try:
             return write_folder(run, folder / "lora", repo="lora")
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise cannot_save(folder, error) from error
 
     def lora_file(self, run_id: str) -> Path:
@@ -282,6 +285,8 @@ class Studio:
             unpack(archive, folder, self.most_bytes / 2, MOST_UPDATES, self._make_room)
             run = self._read(run_id)
             self.bounds.check(replace(run.settings, rank=run.lora.rank))
+            for one in run.updates + run.later:  # all that they show is judged with the next one
+                self.bounds.check(replace(one.settings, rank=one.lora.rank))
             return self._remember(run)
 
     @contextmanager
@@ -295,11 +300,17 @@ class Studio:
             raise
 
     def _step(
-        self, run_id: str, reward: RewardSpec, painting: Image.Image | None,
+        self, asked: Run, reward: RewardSpec, painting: Image.Image | None,
         changed: dict[str, Any],
     ) -> Generator[Progress, None, Run]:  # fmt: skip
-        """The run as it is now, after one update more."""
-        run = self.run(run_id)
+        """The run after one update more."""
+        run_id, run = asked.id, self.run(asked.id)
+        gone_on, gone_back = run.count != asked.count, len(run.later) != len(asked.later)
+        if gone_back or (gone_on and painting is not None):
+            raise RunError(
+                f"this run has changed while this step waited for its turn, and is at step "
+                f"{run.count} now. Nothing was learnt: look at it, and press Step again."
+            )
         if run.count >= MOST_UPDATES:
             raise RunError(
                 f"this run has {run.count} updates, the most there can be; download it, or start "

@@ -112,7 +112,9 @@ class Handler(BaseHTTPRequestHandler):
         card = files.get("README.md", b"").decode()
         tags = (yaml.safe_load(card.split("---")[1]) or {}).get("tags", []) if "---" in card else []
         siblings = [{"rfilename": name} for name in files]
-        self.answer(200, {"id": repo, "sha": "0" * 40, "tags": tags, "siblings": siblings})
+        private = bool(self.server.private.get(repo))
+        answer = {"id": repo, "sha": "0" * 40, "private": private, "tags": tags}
+        self.answer(200, {**answer, "siblings": siblings})
 
     def preupload(self, body: bytes, repo: str) -> None:
         files = json.loads(body)["files"]

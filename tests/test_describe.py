@@ -191,11 +191,11 @@ def test_it_has_a_tab_where_it_is_available(segmenter, monkeypatch, named, downl
     assert ("describe" in tabs.tabs) == available
     if available:
         values = ["blue", "less", ["Hair"], "less", "less", "a tree", "more"]
-        assert tabs.spec("describe", *values).name == "more a tree"
+        assert tabs.spec("describe", *values).name == "more “a tree”"
 
 
 def test_a_visitor_names_no_folder():
-    assert spec_of("describe", {"text": "tree", "more": "more"}).name == "more tree"
+    assert spec_of("describe", {"text": "tree", "more": "more"}).name == "more “tree”"
     with pytest.raises(RewardError, match="clipseg is chosen where the app is started"):
         spec_of("describe", {"clipseg": "/etc"})
 
@@ -226,7 +226,7 @@ def test_it_is_a_command(folder, model_folder, tmp_path, monkeypatch, capsys):
              "--rank", "2", "--out", str(out)]  # fmt: skip
     assert cli.main([*words, folder.name, *small]) == 0
     run = load_run(out)
-    assert run.reward.name == "more lake" and run.reward.options["clipseg"] == str(folder)
+    assert run.reward.name == "more “lake”" and run.reward.options["clipseg"] == str(folder)
     assert run.settings.prompt == "nature landscape" and 0 < run.latest[-1].here < 1
     capsys.readouterr()
     assert cli.main([*words, "/nowhere"]) == 2

@@ -100,6 +100,9 @@ def test_the_card_says_what_a_card_must(folder, run, model_folder):
     assert [one["settings"]["seed"] for one in record["updates"]] == [7, 7]
     assert "reward" in record["updates"][1]["metrics"]
     assert all((folder / name).exists() for name in ("strip.png", "reward.png"))
+    assert run.model_name in (folder / "README.md").read_text()  # it lies here
+    write_folder(run, folder, repo="ada/less-blue")
+    assert str(model_folder.parent) not in (folder / "README.md").read_text()
     hub_model = replace(run, model_name="CompVis/stable-diffusion-v1-4")
     write_folder(hub_model, folder, repo="ada/less-blue")
     data = ModelCard.load(folder / "README.md").data.to_dict()
@@ -135,6 +138,9 @@ def test_what_arrives_is_what_lies_in_the_folder(hub, folder, repo, private):
     assert phases[-1].done == phases[-1].total
     finish(push(folder, repo, token=TOKEN))
     assert hub.commits[repo] == 2
+    if not private:
+        refused(push(folder, repo, token=TOKEN, private=True), "exists and is public")
+        assert hub.commits[repo] == 2 and not hub.private[repo]
 
 
 def test_the_base_goes_beside_the_lora_and_the_card_needs_nothing_else(

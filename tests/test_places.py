@@ -574,7 +574,7 @@ def test_a_page_for_known_hosts_answers_no_others(kind):
 
     routes = [Route("/", lambda _: PlainTextResponse("here")), WebSocketRoute("/talk", talk)]
     client = TestClient(
-        Starlette(routes=routes, **known_hosts(*LOOPBACK, "[fd00::1]", " Mine.example"))
+        Starlette(routes=routes, **known_hosts(*LOOPBACK, "[fd00::1]", " Mine.example:8443"))
     )
 
     def answer(host: str) -> tuple[int, str]:
@@ -647,7 +647,7 @@ def test_a_server_keeps_what_it_shows_in_a_folder_of_its_own(monkeypatch):
     monkeypatch.delenv("GRADIO_TEMP_DIR")
     with gr.Blocks() as blocks:
         gr.Markdown("here")
-    studio = SimpleNamespace(thread=SimpleNamespace())
+    studio = SimpleNamespace(thread=SimpleNamespace(), most_bytes=1e9)
     page = SimpleNamespace(studio=studio, build=lambda: blocks)
     launch(page, prevent_thread_lock=True, quiet=True).close()
     own = Path(get_upload_folder())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 import urllib.request
@@ -16,6 +17,7 @@ from test_studio import BLUE, PAINT, SMALL, paint, same
 from pxpo import Progress, RewardSpec, Run, finish
 from pxpo.errors import BusyError, PxpoError, RunError, SettingError
 from pxpo.settings import settings_for
+from pxpo.store import pack
 from pxpo.studio import MOST_UPDATES, SHARED, SHOWN, Bounds, Studio
 from pxpo.turns import ModelThread
 
@@ -174,6 +176,26 @@ def test_a_run_that_is_taught_in_two_places_loses_no_update(studio):
     assert studio.run(run.id).count == 4
 
 
+def test_a_step_that_waited_while_its_run_changed_is_refused_and_nothing_is_lost(studio):
+    run, other = (finish(studio.start(seed=seed, **SMALL)) for seed in (1, 2))
+    iterate, blue = studio.thread.iterate, {"reward": BLUE, "images": 2}
+    for _ in range(2):
+        finish(studio.step(run.id, **blue))
+    busy = iterate(studio.step(other.id, **blue))
+    next(busy)
+    waiting = iterate(studio.step(run.id, **blue))
+    assert next(waiting).ahead == 1
+    finish(studio.go_to(run.id, 1))
+    with pytest.raises(RunError, match="changed while this step waited.* is at step 1 now"):
+        together(busy, waiting)
+    assert studio.run(run.id).count == 1 and len(studio.run(run.id).later) == 1
+    first, second = (iterate(studio.step(run.id, PAINT, paint(), images=2)) for _ in range(2))
+    next(first), next(second)
+    with pytest.raises(RunError, match="changed while this step waited.* is at step 2 now"):
+        together(first, second)  # it was painted on the picture before
+    assert len(studio.run(run.id).painted) == 1
+
+
 def test_what_changes_a_run_waits_for_the_end_of_its_update(studio):
     run, other = (finish(studio.start(seed=seed, **SMALL)) for seed in (1, 2))
     work = studio.step(run.id, PAINT, paint())
@@ -227,6 +249,16 @@ def test_an_upload_is_bounded_as_well(studio):
     studio.bounds = LIMITS
     with pytest.raises(SettingError, match="rank is 5"):
         studio.admit(archive)
+    studio.bounds = Bounds()
+    shows = finish(studio.start(**{**SMALL, "shown": 30}))
+    folder = studio.folder / shows.id
+    record = json.loads((folder / "run.json").read_text())
+    record["settings"]["shown"] = 3  # of the next one
+    (folder / "run.json").write_text(json.dumps(record))
+    archive, studio.bounds = pack(folder, folder / "run.zip"), LIMITS
+    with pytest.raises(SettingError, match="34 pictures an update"):
+        studio.admit(archive)
+    shutil.rmtree(folder)
     assert [folder.name for folder in studio.folder.iterdir()] == [run.id]
 
 

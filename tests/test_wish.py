@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from copy import copy
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch.nn.functional import avg_pool2d, normalize
 
+from pxpo.errors import RewardError
 from pxpo.rewards import Painted, Sight, Wish, add_paint
 from pxpo.rewards.wish import LOUDER, MOST_PAINTED, NEIGHBOURS, PROBABILITIES, SHARPNESS
 
@@ -107,6 +109,27 @@ def test_the_latest_word_wins_where_a_mind_is_changed_on_a_later_picture():
     assert meant(again, "rgbwk") == [near(2, -2, 0, 0, 0)]
 
 
+def test_what_was_said_of_one_thing_stays_however_often_another_is_painted():
+    """Its own pixels are gone from the later pictures, as the person wanted."""
+    painted = [(picture("rgbwk"), paint("-...."))]
+    for number in range(MOST_PAINTED - 1):
+        after = picture("ggbwk" if number % 2 else "bgbwk")
+        after[0, 0] = number  # no two are the same picture
+        painted.append((after, paint(".+...")))
+    assert meant(wish_of(*painted), "rgbwk") == [near(-2, 2, 0, 0, 0)]
+
+
+def test_the_latest_word_wins_against_any_number_of_earlier_ones():
+    painted = [(picture("rgbwk"), paint("+....")) for _ in range(6)]
+    for number, (one, _) in enumerate(painted):
+        one[0, 0] = number
+    ((red, *others),) = meant(wish_of(*painted, (picture("rgbky"), paint("-...."))), "rgbwk")
+    assert red < -1 and others == near(0, 0, 0, 0)
+    later = [(picture("bgrwk"), paint(".+...")) for _ in range(2)]
+    ((red, *_),) = meant(wish_of(*painted, (picture("rgbky"), paint("-....")), *later), "rgbwk")
+    assert red < -1
+
+
 def test_the_order_of_two_words_is_what_tells_them_apart():
     red, green = (picture("rgbk"), paint("-...")), (picture("rbgk"), paint("+..."))
     assert meant(wish_of(red, green), "grbk") == [near(0, 2, 0, 0)]
@@ -124,6 +147,15 @@ def test_paint_is_louder_than_the_bare_pixels_around_it():
     assert red > once
 
 
+@dataclass
+class Known:
+    """A pixel of a painted picture: how it looks, what it means, how much it counts."""
+
+    looks: torch.Tensor
+    value: float
+    weight: float
+
+
 def exactly(pictures: torch.Tensor, paints: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
     """The same pixel by pixel, in the words of the module: what is meant by `asked` (N, 3), of
     pictures (K, P, 3) whose latent pixels bear paints (K, P) wholly or not at all."""
@@ -133,25 +165,34 @@ def exactly(pictures: torch.Tensor, paints: torch.Tensor, asked: torch.Tensor) -
     def described(colours: torch.Tensor) -> torch.Tensor:
         return normalize((colours - mean) / std, dim=-1)
 
-    memory: list[tuple[torch.Tensor, float, float]] = []  # description, value, weight
+    memory: list[list[Known]] = []  # by picture
 
-    def say(colour: torch.Tensor) -> float:
-        cosines = [(described(colour) @ one).item() for one, _, _ in memory]
-        scores = [
-            math.exp(cosine / SHARPNESS) * weight
-            for cosine, (_, _, weight) in zip(cosines, memory, strict=True)
-        ]
+    def heard(looks: torch.Tensor, among: list[Known]) -> list[tuple[float, Known]]:
+        """Those that count, and how much."""
+        scores = [math.exp((looks @ one.looks).item() / SHARPNESS) * one.weight for one in among]
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[:NEIGHBOURS]
         total = sum(scores[i] for i in best)
-        return sum(scores[i] * memory[i][1] for i in best) / total
+        return [(scores[i] / total, among[i]) for i in best]
+
+    def say(colour: torch.Tensor) -> float:
+        known = [one for picture in memory for one in picture]
+        return sum(share * one.value for share, one in heard(described(colour), known))
 
     for number, (colours, values) in enumerate(zip(pictures, paints, strict=True)):
-        heard = []
-        for colour, value in zip(colours, values.tolist(), strict=True):
-            said = value if value else (say(colour) if number else 0.0)
-            weight = LOUDER ** (number + bool(value))
-            heard.append((described(colour), said, weight))
-        memory += heard
+        newest = [
+            Known(described(colour), value or (say(colour) if number else 0.0),
+                  LOUDER if value else 1.0)
+            for colour, value in zip(colours, values.tolist(), strict=True)
+        ]  # fmt: skip
+        louder = [replace(one, weight=LOUDER**2) for one in newest if one.weight > 1]
+        for picture in memory:
+            painted = [one for one in picture if one.weight > 1]
+            for one in painted:
+                told = [(s, other) for s, other in heard(one.looks, painted + louder)
+                        if other.weight > LOUDER]  # fmt: skip
+                one.value *= 1 - sum(share for share, _ in told)
+                one.value += sum(share * other.value for share, other in told)
+        memory.append(newest)
     return torch.tensor([say(colour) for colour in asked])
 
 
@@ -456,14 +497,18 @@ def test_a_mind_is_changed_on_the_same_picture():
     assert meant(Wish(painted, Sight(colours_of)), "rgbk") == [near(-2, -2, 0, 2)]
 
 
-def test_only_so_many_pictures_are_kept_the_latest_of_them():
+def test_more_pictures_than_a_wish_can_have_are_refused_and_none_is_forgotten():
     painted: tuple[Painted, ...] = ()
-    for number in range(MOST_PAINTED + 3):
+    for number in range(MOST_PAINTED):
         one = painted_on(number)
         painted = add_paint(painted, one.picture, one.paint)
-    assert [one.picture[0, 0, 0].item() for one in painted] == list(range(3, MOST_PAINTED + 3))
+    assert [one.picture[0, 0, 0].item() for one in painted] == list(range(MOST_PAINTED))
+    with pytest.raises(RewardError, match=f"^{MOST_PAINTED} pictures are painted on, and a wish"):
+        add_paint(painted, painted_on(99).picture, painted_on(99).paint)
     again = add_paint(painted, painted_on(3).picture, painted_on(3, -2.0).paint)
-    assert [one.picture[0, 0, 0].item() for one in again] == [*range(4, MOST_PAINTED + 3), 3]
+    assert [one.picture[0, 0, 0].item() for one in again] == [
+        *(number for number in range(MOST_PAINTED) if number != 3), 3
+    ]  # fmt: skip
 
 
 def test_painted_pictures_stay_as_they_were():

@@ -395,6 +395,8 @@ def made(bench: Bench, names: Sequence[str]) -> list[Words]:
     scale = bench.scale
     command = "python -m pxpo reproduce" + " --quick" * scale.quick + f" --seeds {scale.seeds}"
     command += "".join(f" --only {name}" for name in names) * (len(names) < len(EXPERIMENTS))
+    command += f" --model {base_of(bench.model.name).name}" * bool(bench.model_name)
+    command += "".join(f" --segmenter {base_of(name).name}" for name in bench.segmenters if name)
     return [
         Heading("To make it again"),
         Text(

@@ -127,7 +127,7 @@ KIND = RewardKind(
         MORE,
         Option("clipseg", "", f"folder or Hub id of a CLIPSeg ({CLIPSEG})", path=True),
     ),
-    words=lambda text, more, clipseg: more_or_less(more, text),
+    words=lambda text, more, clipseg: more_or_less(more, f"“{text}”"),  # colours have no quotes
     make=_make,
     experiment="segment",
     prompt="nature landscape",

@@ -18,16 +18,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..credit import downsample
+from ..errors import RewardError
 from .segmentation import Segmenter
 
 NEIGHBOURS = 16
 SHARPNESS = 0.1  # a neighbour whose cosine is smaller by this counts by 1/e
-LOUDER = 4.0  # a painted pixel counts as much as this many bare ones, a later picture's likewise
+LOUDER = 4.0  # a painted pixel counts as much as this many bare ones, or as many painted earlier
 PROBABILITIES = 1.5  # their weight beside the features, which have length 1
 LEFT = 0.001  # share of the pictures; a wish that leaves less than this blamed is met
 FILLED = 0.9  # share of the pictures; where more is wanted, a wish that fills this is met
 MET = "the wish is met on all pictures that are shown, and nothing more is to be learnt"
-MOST_PAINTED = 16  # painted pictures; older ones live on in what later ones took from them
+MOST_PAINTED = 16  # painted pictures of a wish: each is compared with all
 REMEMBERED = 2**27  # bytes, of how the pictures look that were seen last
 
 
@@ -53,7 +54,10 @@ def shrunk(paint: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def add_paint(painted: Sequence[Painted], picture: Tensor, paint: Tensor) -> tuple[Painted, ...]:
-    """`painted` and one more; of two on the same picture, the later one's word on each pixel."""
+    """`painted` and one more; of two on the same picture, the later one's word on each pixel.
+
+    Raises RewardError where that would be more than MOST_PAINTED pictures.
+    """
     others, paint = [], shrunk(paint, picture.shape[:2])
     for one in painted:
         if torch.equal(one.picture, picture):
@@ -61,7 +65,12 @@ def add_paint(painted: Sequence[Painted], picture: Tensor, paint: Tensor) -> tup
             paint = torch.where(paint != 0, paint, before)
         else:
             others.append(one)
-    return (*others, Painted(picture, paint))[-MOST_PAINTED:]
+    if len(others) >= MOST_PAINTED:
+        raise RewardError(
+            f"{len(others)} pictures are painted on, and a wish can have no more: paint on one of "
+            "those, go on without new paint, or forget the wish and paint anew."
+        )
+    return (*others, Painted(picture, paint))
 
 
 class Sight:
@@ -105,7 +114,8 @@ class Wish:
     """A reward from painted pictures, the earliest first.
 
     What a later picture leaves bare means there what the earlier ones say of it; a picture that is
-    painted first means nothing there. So the latest word on a thing wins, and the others stay.
+    painted first means nothing there. What a later one paints overrules the earlier ones on what
+    looks like it, and on nothing else. So the latest word on a thing wins, and the others stay.
     """
 
     def __init__(self, painted: Sequence[Painted], sight: Sight) -> None:
@@ -117,18 +127,20 @@ class Wish:
         self.std = features.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
         self.usual = probabilities.mean((0, 2, 3), keepdim=True)
         self.pixels = self._described(features, probabilities)  # (N, P, F)
-        self.values = torch.zeros(0)  # (M,), of the first pixels: what is meant by each
-        self.loudness = torch.zeros(0)  # (M,), of the same: the logarithm of how much each counts
-        for number, one in enumerate(painted):
-            paint, share = (
-                downsample(part[None].float(), self.size).flatten()
-                for part in (one.paint, one.paint != 0)
+        paint, share = (  # (N, P)
+            torch.stack([downsample(part[None].float(), self.size).flatten() for part in parts])
+            for parts in (
+                [one.paint for one in painted], [one.paint != 0 for one in painted],
             )
-            bare = self._meant(self.pixels[number]) if number else torch.zeros_like(paint)
-            loud = LOUDER * share + 1 - share  # a stroke that covers only a part is heard as well
-            values = (LOUDER * paint + (1 - share) * bare) / loud
-            self.values = torch.cat([self.values, values])
-            self.loudness = torch.cat([self.loudness, loud.log() + math.log(LOUDER) * number])
+        )  # fmt: skip
+        loud = LOUDER * share + 1 - share  # a stroke that covers only a part is heard as well
+        self.values = LOUDER * paint / loud  # (N, P): what is meant by each pixel
+        self.loudness = loud.log()  # (N, P): the logarithm of how much it counts
+        for number in range(1, len(painted)):
+            bare = self._meant(self.pixels[number], number)
+            self.values[number] += (1 - share[number]) * bare / loud[number]
+            for earlier in range(number):
+                self._overrule(earlier, number, share > 0)
         self.wants_more = any((one.paint > 0).any() for one in painted)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -150,12 +162,35 @@ class Wish:
         both = torch.cat([features, PROBABILITIES * (probabilities - self.usual)], dim=1)
         return F.normalize(both.flatten(2), dim=1).transpose(1, 2)
 
-    def _meant(self, pixels: Tensor) -> Tensor:
-        """What the paint means for pixels (P, F), by those whose values are known: (P,)."""
-        memory = self.pixels.flatten(0, 1)[: len(self.values)]
-        parts = []
-        for part in pixels.split(4096):  # of a large picture not all at once
-            scores = part @ memory.T / SHARPNESS + self.loudness
-            nearest, index = scores.topk(min(NEIGHBOURS, len(memory)))
-            parts.append((nearest.softmax(1) * self.values[index]).sum(1))
-        return torch.cat(parts)
+    def _overrule(self, earlier: int, later: int, painted: Tensor) -> None:
+        """Give what is painted on one picture the word of a later one, as far as it looks more like
+        what is painted there. painted: (N, P), whether each pixel is."""
+        own, new = painted[earlier], painted[later]
+        pixels = torch.cat([self.pixels[earlier, own], self.pixels[later, new]])
+        values = torch.cat([self.values[earlier, own], self.values[later, new]])
+        louder = self.loudness[later, new] + math.log(LOUDER)
+        loudness = torch.cat([self.loudness[earlier, own], louder])
+        weights, like = _nearest(pixels[: own.sum()], pixels, loudness)
+        weights = weights * (like >= own.sum())
+        told = (weights * values[like]).sum(1)
+        self.values[earlier, own] = (1 - weights.sum(1)) * values[: own.sum()] + told
+
+    def _meant(self, pixels: Tensor, number: int | None = None) -> Tensor:
+        """What pixels (P, F) mean by the first `number` painted pictures, or by all: (P,)."""
+        memory, values, loudness = (
+            part[:number].flatten(0, 1) for part in (self.pixels, self.values, self.loudness)
+        )
+        weights, like = _nearest(pixels, memory, loudness)
+        return (weights * values[like]).sum(1)
+
+
+def _nearest(pixels: Tensor, memory: Tensor, loudness: Tensor) -> tuple[Tensor, Tensor]:
+    """Of pixels (P, F): which NEIGHBOURS of the memory (M, F) look most like each, (P, K), and how
+    much each of these counts, 1 in all."""
+    weights, indices = [], []
+    for part in pixels.split(4096):  # of a large picture not all at once
+        scores = part @ memory.T / SHARPNESS + loudness
+        nearest, index = scores.topk(min(NEIGHBOURS, len(memory)))
+        weights.append(nearest.softmax(1))
+        indices.append(index)
+    return torch.cat(weights), torch.cat(indices)

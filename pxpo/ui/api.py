@@ -23,7 +23,7 @@ from ..run import Run
 from ..settings import Settings
 from ..studio import MOST_UPDATES, Studio
 from .events import EXAMPLES
-from .parts import errors_as_messages, large, served, throttled
+from .parts import errors_as_messages, large, offered, served, throttled
 from .rewards import spec_of
 
 Answer = tuple[str, dict, FileData]
@@ -176,8 +176,8 @@ def add(studio: Studio) -> None:
         Returns:
             pytorch_lora_weights.safetensors for any diffusers pipeline, and a .zip of the run
         """
-        lora, archive = studio.lora_file(run_id), studio.archive(run_id)
-        return FileData(path=str(lora)), FileData(path=str(archive))
+        lora, archive = offered(studio.lora_file(run_id)), offered(studio.archive(run_id))
+        return FileData(path=lora), FileData(path=archive)
 
     for verb in (
         answered(generate),

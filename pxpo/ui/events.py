@@ -43,6 +43,9 @@ EXAMPLES = [
 ]
 """A page without a run of its own begins with the first."""
 
+SLIDERS = {"strength": (0.005, 0.1), "hold": (0.0, 10.0)}
+"""The least and the most that they can be set to."""
+
 Shown = dict[str, Any]
 """What to show: "run" (its name), "at" (`place`), "sure", "slider", "others", "history", "curve",
 "chip", "status" and "fields" (`fields`), or some of them."""
@@ -118,6 +121,9 @@ class Events:
             return
         before = served(large(run.updates[0].shown[0]))
         for number in range(count):
+            if gone_on := self.overtaken(place(run), run.id):
+                yield gone_on
+                return
             began = time.monotonic()
             strokes = paint if reward.by_hand and number == 0 else None  # then they are the wish
             work = self.studio.step(run.id, reward, strokes, count=count, **settings)
@@ -298,6 +304,13 @@ class Events:
 
 
 def fields(run: Run) -> dict[str, Any]:
-    """What the page's fields hold for a run, by name; "reward" is its spec, if it has one."""
-    names = ("prompt", "seed", "steps", "guidance_scale", "rank", "images", "strength", "hold")
-    return {**{name: getattr(run.settings, name) for name in names}, "reward": run.reward}
+    """What the page's fields hold for a run, by name; "reward" is its spec, if it has one. A run of
+    the command line may lie beyond the sliders' ends, where Gradio would refuse it at each step."""
+    names = ("prompt", "seed", "steps", "guidance_scale", "rank", "images")
+    within = {
+        name: min(max(getattr(run.settings, name), least), most)
+        for name, (least, most) in SLIDERS.items()
+    }
+    return {
+        **{name: getattr(run.settings, name) for name in names}, **within, "reward": run.reward
+    }  # fmt: skip

@@ -37,7 +37,8 @@ class KnownHosts:
     """
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
-        self.app, self.hosts = app, sorted({host.strip("[] ").lower() for host in hosts})
+        names = [host.strip().lower() for host in hosts]
+        self.app, self.hosts = app, sorted({host_name(one) or one.strip("[]") for one in names})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):  # the server's start and end

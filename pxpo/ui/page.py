@@ -23,7 +23,7 @@ from ..settings import Settings
 from ..studio import MOST_UPDATES, Studio
 from . import api
 from .canvas import Canvas, sketch
-from .events import EXAMPLES, Events, Example, Place, Shown
+from .events import EXAMPLES, SLIDERS, Events, Example, Place, Shown
 from .masks import MoreWays
 from .parts import (
     CSS,
@@ -33,6 +33,7 @@ from .parts import (
     errors_as_messages,
     is_tiny_world,
     offer,
+    offered,
     setting,
     theme,
     visitor,
@@ -66,6 +67,7 @@ def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
         ssr_mode=False,
         max_threads=waiting + MOMENTARY,
         state_session_capacity=REMEMBERED,
+        max_file_size=int(page.studio.most_bytes / 2),
         **options,
     )
     return blocks
@@ -153,11 +155,11 @@ class Page:
         )  # fmt: skip
         with gr.Row():
             self.strength = gr.Slider(
-                0.005, 0.1, Settings.strength, step=0.005, label="Strength", elem_id="strength",
-                info="how far a step moves the model", min_width=150,
+                *SLIDERS["strength"], Settings.strength, step=0.005, label="Strength",
+                elem_id="strength", info="how far a step moves the model", min_width=150,
             )  # fmt: skip
             self.hold = gr.Slider(
-                0.0, 10.0, Settings.hold, step=0.1, label="Keep the rest", elem_id="hold",
+                *SLIDERS["hold"], Settings.hold, step=0.1, label="Keep the rest", elem_id="hold",
                 info="how firmly what is not painted stays", min_width=150,
             )  # fmt: skip
 
@@ -464,7 +466,12 @@ class Page:
         for button, make in (
             (self.save_lora, self.studio.lora_file), (self.save_run, self.studio.archive)
         ):  # fmt: skip
-            button.click(self.canvas.wrap(make), self.run, self.file, **self.quiet).success(
+            button.click(
+                self.canvas.wrap(lambda run, make=make: offered(make(run))),
+                self.run,
+                self.file,
+                **self.quiet,
+            ).success(
                 None, None, None, js="() => document.querySelector('#file').click()", **self.quiet
             )
         self.push_button.click(

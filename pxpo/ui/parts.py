@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator
 from dataclasses import fields
@@ -192,6 +194,13 @@ def served(picture: Image.Image, name: str = "") -> str:
         picture.save(encoded, "png", compress_level=1)
         write_whole(file, encoded.getvalue())
     return str(file)
+
+
+def offered(file: Path) -> str:
+    """A copy of it in Gradio's cache, to be downloaded: Gradio hands out nothing that lies in
+    another folder, where --runs may be."""
+    (folder := Path(get_upload_folder()) / "pxpo").mkdir(parents=True, exist_ok=True)
+    return shutil.copy(file, tempfile.mkdtemp(dir=folder))
 
 
 def setting(name: str, label: str, value: Any = None, note: str = "") -> gr.Number:
