@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,7 +36,7 @@ class Lora:
 
     rank: int
     alpha: float
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
         if type(self.rank) is not int or not 1 <= self.rank <= MOST_RANK:
@@ -101,7 +101,7 @@ def completed(model: DiffusionModel, lora: Lora, seed: int) -> Lora:
     another base.
     """
     new = new_lora(model, lora.rank, seed).weights
-    weights = new | lora.weights
+    weights = {**new, **lora.weights}
     check_fits(model, replace(lora, weights=weights))
     for name in new:
         if ".lora_A." in name:

@@ -72,7 +72,7 @@ class Update:
     settings: Settings
     reward: RewardSpec | None
     lora: Lora
-    optimizer: dict[str, Tensor]
+    optimizer: Mapping[str, Tensor]
     shown: Tensor
     latent_reward: Tensor
     metrics: dict[str, float]
@@ -403,7 +403,7 @@ def _paint_alike(one: Settings, other: Settings) -> bool:
 
 
 def _optimizer(
-    parameters: Mapping[str, torch.nn.Parameter], settings: Settings, state: dict[str, Tensor]
+    parameters: Mapping[str, torch.nn.Parameter], settings: Settings, state: Mapping[str, Tensor]
 ) -> torch.optim.AdamW:
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY

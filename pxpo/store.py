@@ -15,14 +15,13 @@ import os
 import secrets
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors
 from torch import Tensor
 
@@ -129,15 +128,43 @@ def at_rest(run: Run, folder: Path) -> Run:
     *earlier, one, newest = run.updates
     name, _ = _update_file(len(earlier), one)
     try:
-        tensors = load_file(Path(folder) / name)
+        resting = _resting(one, Path(folder) / name)
     except (OSError, SafetensorError):
         return run
-    lora, optimizer = (part(tensors, prefix) for prefix in ("lora.", "optimizer."))
-    resting = replace(
-        one, lora=replace(one.lora, weights=lora), optimizer=optimizer,
-        shown=tensors["shown"], latent_reward=tensors["latent_reward"],
-    )  # fmt: skip
     return replace(run, updates=(*earlier, resting, newest))
+
+
+def _resting(one: Update, file: Path) -> Update:
+    """The update as it lies in its file."""
+    tensors = safe_open(file, "pt")
+    return replace(
+        one, lora=replace(one.lora, weights=OnDisk(tensors, "lora.")),
+        optimizer=OnDisk(tensors, "optimizer."), shown=tensors.get_tensor("shown"),
+        latent_reward=tensors.get_tensor("latent_reward"),
+    )  # fmt: skip
+
+
+class OnDisk(Mapping[str, Tensor]):
+    """The tensors of an open file whose names begin with `prefix`, made when they are asked for: an
+    update has hundreds, and kept they would take half a MiB but for their values."""
+
+    def __init__(self, file: Any, prefix: str) -> None:
+        self.file, self.prefix = file, prefix
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            return self.file.get_tensor(self.prefix + name)
+        except SafetensorError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(part(dict.fromkeys(self.file.keys()), self.prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # for another process: its values
+        return dict, (dict(self),)
 
 
 def load_run(folder: Path) -> Run:
@@ -150,7 +177,8 @@ def load_run(folder: Path) -> Run:
         for one in record.updates:
             with _named(one.file):
                 first = updates[0] if updates else None
-                updates.append(read_update(folder / one.file, one, first))
+                read = read_update(folder / one.file, one, first)
+                updates.append(_resting(read, folder / one.file))
         if record.paint:
             with _named(record.paint):
                 painted = read_painted(folder / record.paint, record, updates[0])
@@ -337,24 +365,28 @@ def cannot_save(folder: Path, error: OSError | SafetensorError) -> RunError:
     )
 
 
-def _written(folder: Path, name: str, tensors: dict[str, Tensor]) -> str:
+def _written(folder: Path, name: str, tensors: Callable[[], dict[str, Tensor]]) -> str:
     """Write a file of the run unless it is there already; its name, which tells its content."""
     if not (folder / name).exists():
-        write_whole(folder / name, safetensors(tensors))
+        write_whole(folder / name, safetensors(tensors()))
     return name
 
 
-def _update_file(number: int, one: Update) -> tuple[str, dict[str, Tensor]]:
-    """Its name tells it from another update of the same number, made after going back."""
-    tensors = {"shown": one.shown, "latent_reward": one.latent_reward}
-    tensors |= {f"lora.{name}": value for name, value in one.lora.weights.items()}
-    tensors |= {f"optimizer.{name}": value for name, value in one.optimizer.items()}
+def _update_file(number: int, one: Update) -> tuple[str, Callable[[], dict[str, Tensor]]]:
+    """Its name, which tells it from another update of the same number, made after going back; and
+    what is in it."""
+
+    def tensors() -> dict[str, Tensor]:
+        lora = {f"lora.{name}": value for name, value in one.lora.weights.items()}
+        optimizer = {f"optimizer.{name}": value for name, value in one.optimizer.items()}
+        return {"shown": one.shown, "latent_reward": one.latent_reward, **lora, **optimizer}
+
     told_by = digest([one.latent_reward]) + one.lora.digest
     return f"updates/{number:04d}-{told_by}.safetensors", tensors
 
 
-def _paint_file(run: Run) -> tuple[str, dict[str, Tensor]]:
+def _paint_file(run: Run) -> tuple[str, Callable[[], dict[str, Tensor]]]:
     tensors = {f"map.{number:06d}": one.paint for number, one in enumerate(run.painted)}
     for number, one in enumerate(run.painted):  # a file's tensors share no memory
         tensors[f"picture.{number:06d}"] = one.picture.clone()
-    return f"updates/paint-{digest(tensors.values())}.safetensors", tensors
+    return f"updates/paint-{digest(tensors.values())}.safetensors", lambda: tensors

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -299,6 +300,29 @@ def test_strokes_are_heard_once_though_the_canvas_still_shows_them(plain):
     assert canvas.paint(run.id, {"layers": [strokes(green=slice(32, 40))]}, None, 0) is None
     studio.forget_wish(run.id)
     assert canvas.paint(run.id, drawn, None, 0) == paint
+
+
+def test_a_run_beyond_the_sliders_ends_shows_the_nearest_that_they_can_be_set_to(plain):
+    """Anything else Gradio would refuse at each step."""
+    from pxpo.ui.events import fields
+
+    (*_, begun) = plain.events.start("a lake", 0, 3, None, 2)
+    run = plain.studio.run(begun["run"])
+    for strength, hold in ((0.0, 50.0), (0.9, 0.0), (0.03, 0.1)):
+        found = fields(replace(run, settings=replace(run.settings, strength=strength, hold=hold)))
+        assert plain.strength.preprocess(found["strength"]) == min(max(strength, 0.005), 0.1)
+        assert plain.hold.preprocess(found["hold"]) == min(hold, 10)
+
+
+def test_what_is_downloaded_lies_where_gradio_hands_it_out(tmp_path):
+    from gradio.utils import get_upload_folder
+
+    from pxpo.ui.parts import offered
+
+    (file := tmp_path / "run.zip").write_bytes(b"whole")
+    first, again = Path(offered(file)), Path(offered(file))
+    assert first.name == again.name == "run.zip" and first != again
+    assert first.read_bytes() == b"whole" and first.is_relative_to(get_upload_folder())
 
 
 def test_the_page_shows_the_model_s_own_settings(plain):

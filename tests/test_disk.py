@@ -4,6 +4,7 @@ refuses: nothing is lost, and memory and disk agree."""
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import sys
 import time
@@ -64,6 +65,21 @@ def test_a_run_takes_as_much_memory_as_its_newest_update(studio, run):
         assert Path(file).name.startswith(f"{number:04d}-")
     assert not file_of(now.updates[-1].shown).startswith(str(studio.folder))
     assert agrees(studio, now)
+
+
+def test_a_run_at_rest_keeps_no_tensor_of_a_lora_open(studio, run):
+    """There are hundreds in an update, and what each takes beside its values adds up."""
+    for _ in range(3):
+        now = finish(studio.step(run.id, BLUE, images=2))
+    again = load_run(studio.folder / run.id)
+    for one in (*now.updates[:-1], *again.updates):
+        for held in (one.lora.weights, one.optimizer):
+            assert not any(isinstance(value, torch.Tensor) for value in vars(held).values())
+            first, second = (next(iter(held.values())) if held else None for _ in range(2))
+            assert first is None or (first is not second and torch.equal(first, second))
+    assert same(pickle.loads(pickle.dumps(again)), again)  # for another process, with its values
+    with pytest.raises(KeyError, match="unknown"):
+        again.lora.weights["unknown"]
 
 
 def test_a_run_at_rest_goes_back_and_on_bit_for_bit(studio, run):
