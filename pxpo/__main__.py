@@ -160,7 +160,7 @@ def add_reward(parser: argparse.ArgumentParser, kind: RewardKind) -> None:
             "With --exact or --paper one for each update, the last stays",
         )
     parser.add_argument(
-        "--paper", action="store_true", default=None, help="the paper's exact recipe"
+        "--paper", action=argparse.BooleanOptionalAction, help="the paper's exact recipe"
     )
     parser.add_argument("--prompts", type=Path, help="a text file of more prompts, one a line")
     parser.add_argument("--model", help="folder, .safetensors file or Hub id (Tiny World)")
@@ -184,7 +184,8 @@ def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     """One option of a reward; left out means its default."""
     flag, name, default = "--" + option.name, "option_" + option.name, option.default
     if isinstance(default, bool):
-        parser.add_argument(flag, dest=name, action="store_true", default=None, help=option.help)
+        both = argparse.BooleanOptionalAction
+        parser.add_argument(flag, dest=name, action=both, help=option.help)
         return
     several = isinstance(default, tuple)
     usual = ", ".join(default) if several else default

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -40,7 +40,12 @@ class Pace:
 
     @torch.no_grad()
     def try_out(self) -> None:
-        """Measure one pass of four pictures, where no update was timed yet."""
+        """Measure one pass of four pictures, where no update was timed yet; nothing where they do
+        not fit at once."""
+        with suppress(torch.OutOfMemoryError):
+            self._try_out()
+
+    def _try_out(self) -> None:
         x_t, t = torch.zeros(4, *self.model.latent_shape), torch.zeros(4, dtype=torch.long)
         cond = self.model.encode([""] * len(x_t))
         self.model.predict(x_t, t, cond)  # the first is slower

@@ -102,6 +102,7 @@ def test_other_options_win_over_the_file(config, tmp_path):
     assert config(text, "--prompts", str(tmp_path / "more.txt")).prompts == ("d", "e")
     assert config("paper: true").step_noise == "drawn"
     assert config("paper: false").step_noise == "expected"
+    assert config("paper: true", "--no-paper").step_noise == "expected"
 
 
 @pytest.mark.parametrize(

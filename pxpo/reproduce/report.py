@@ -403,8 +403,9 @@ def made(bench: Bench, names: Sequence[str]) -> list[Words]:
             f"`{command}`, with diffusers {version('diffusers')} and torch {version('torch')}. "
             f"Runs have the seeds {scale.run_seeds[0]} to {scale.run_seeds[-1]}, on which no "
             f"setting was chosen; held-out pictures have those from {HELD_OUT} on, of which the "
-            f"first {min(SHOWN, scale.judged)} are shown. Every run lies whole in "
-            "`runs/`, with all its settings in `run.json`; the figures of this page are in "
-            "`report.json`."
+            f"first {min(SHOWN, scale.judged)} are shown. Where it was made every run lies whole "
+            "in `runs/`, with all its settings in `run.json`; the figures of this page are in "
+            "`report.json`. Given the `figures.json` of its runs alone, the command writes the "
+            "same report again, and with more `--seeds` it goes on."
         ),
     ]
