@@ -130,7 +130,7 @@ class Page:
             )  # fmt: skip
             self.stop_button = gr.Button("Stop", min_width=60, elem_id="stop")
         self.status = gr.Textbox(
-            label="Status", interactive=False, elem_id="status", lines=1, max_lines=4
+            label="Status", interactive=False, elem_id="status", lines=1, max_lines=6
         )
         with gr.Row():
             self.back_button, self.forward_button, self.reset_button = (
