@@ -13,10 +13,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 import torch
 
 from pxpo.__main__ import quiet
+from pxpo.embedded import ASSETS
 from pxpo.settings import Settings, kind_of
 
 from . import carry, eye, paper, wishes
 from .common import Lab
+
+STUDY = ASSETS / "study"
+"""Where the figures of each run lie, from which the study's tables are made; more seeds add to
+them."""
 
 EXPERIMENTS: dict[str, tuple[Any, list[str]]] = {
     "carry": (carry, []),
@@ -33,7 +38,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=paper.RUNS, help="of `pxpo reproduce`")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
-    parser.add_argument("--lines", type=Path, help="file of the figures (EXPERIMENT.jsonl)")
+    parser.add_argument("--lines", type=Path, help="file of the figures (assets/study/….jsonl)")
     parser.add_argument("--out", type=Path, help="folder for strips of pictures")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model")
@@ -46,7 +51,7 @@ def main() -> None:
     module, parts = EXPERIMENTS[options.experiment]
     changes = changes_of(options.set)
     paper.RUNS = options.runs
-    lines = options.lines or Path(f"{options.experiment}.jsonl")
+    lines = options.lines or STUDY / f"{options.experiment}.jsonl"
     lab = Lab.of(options.model, options.segmenter, lines, options.out)
     if not options.report:
         seeds = range(options.first, options.first + options.seeds)
