@@ -80,7 +80,7 @@ def is_local(host: str) -> bool:
     return not get_space() and host == "localhost"
 
 
-def give_memory_back(every: float = 30) -> None:
+def give_memory_back() -> None:
     """Give freed memory back to the system, now and then. The C library keeps it where anything
     lies above it, and a page that serves many people would grow by that."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
@@ -88,7 +88,7 @@ def give_memory_back(every: float = 30) -> None:
 
         def forever() -> None:
             while True:
-                time.sleep(every)
+                time.sleep(30)
                 trim(0)
 
         threading.Thread(target=forever, daemon=True).start()

@@ -215,7 +215,7 @@ def pack(folder: Path, archive: Path) -> Path:
     except (OSError, ValueError) as error:
         raise _no_run(error) from error
     try:
-        with _whole(archive) as whole, zipfile.ZipFile(whole, "w") as packed:
+        with whole(archive) as target, zipfile.ZipFile(target, "w") as packed:
             for path in [*named, *sorted((folder / "lora").glob("*"))]:
                 if path.is_file():
                     packed.write(path, path.relative_to(folder).as_posix())
@@ -265,7 +265,7 @@ def unpack(
 
 def write_whole(path: Path, content: bytes) -> None:
     """All of `content` or nothing."""
-    with _whole(path) as file:
+    with whole(path) as file:
         file.write(content)
 
 
@@ -321,7 +321,7 @@ def _lock(file: IO) -> None:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
+def whole(path: Path) -> Iterator[IO[bytes]]:
     """A file that is there once all is written, or else not at all: a temporary neighbour first,
     then renamed.
 

@@ -317,9 +317,12 @@ def test_what_is_downloaded_lies_where_gradio_hands_it_out(tmp_path):
     from pxpo.ui.parts import offered
 
     (file := tmp_path / "run.zip").write_bytes(b"whole")
-    first, again = Path(offered(file)), Path(offered(file))
-    assert first.name == again.name == "run.zip" and first != again
-    assert first.read_bytes() == b"whole" and first.is_relative_to(get_upload_folder())
+    copy = Path(offered(file))
+    assert copy.name == "run.zip" and copy.is_relative_to(get_upload_folder())
+    assert copy.read_bytes() == b"whole"
+    file.write_bytes(b"newer")
+    assert Path(offered(file)) == copy and copy.read_bytes() == b"newer"
+    assert [*copy.parent.iterdir()] == [copy]  # a hundred downloads take the place of one
 
 
 def test_the_page_shows_the_model_s_own_settings(plain):

@@ -29,6 +29,7 @@ LEFT = 0.001  # share of the pictures; a wish that leaves less than this blamed 
 FILLED = 0.9  # share of the pictures; where more is wanted, a wish that fills this is met
 MET = "the wish is met on all pictures that are shown, and nothing more is to be learnt"
 MOST_PAINTED = 16  # painted pictures of a wish: each is compared with all
+AT_ONCE = 2**26  # likenesses of two pixels, in memory at the same time
 REMEMBERED = 2**27  # bytes, of how the pictures look that were seen last
 
 
@@ -188,7 +189,7 @@ def _nearest(pixels: Tensor, memory: Tensor, loudness: Tensor) -> tuple[Tensor, 
     """Of pixels (P, F): which NEIGHBOURS of the memory (M, F) look most like each, (P, K), and how
     much each of these counts, 1 in all."""
     weights, indices = [], []
-    for part in pixels.split(4096):  # of a large picture not all at once
+    for part in pixels.split(max(1, AT_ONCE // max(1, len(memory)))):
         scores = part @ memory.T / SHARPNESS + loudness
         nearest, index = scores.topk(min(NEIGHBOURS, len(memory)))
         weights.append(nearest.softmax(1))

@@ -48,7 +48,8 @@ SLIDERS = {"strength": (0.005, 0.1), "hold": (0.0, 10.0)}
 
 Shown = dict[str, Any]
 """What to show: "run" (its name), "at" (`place`), "sure", "slider", "others", "history", "curve",
-"chip", "status" and "fields" (`fields`), or some of them."""
+"chip", "status", "fields" (`fields`) and whether there is a step to go to ("back_button",
+"forward_button", "reset_button"), or some of them."""
 
 Place = tuple[str, int, int]
 """Where a page stands: the name of its run, the number of updates, and that of later ones."""

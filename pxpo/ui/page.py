@@ -43,7 +43,7 @@ from .rewards import RewardTabs
 
 MOMENTARY = 64  # events that need no turn, and so are over in a moment, at the same time
 
-REMEMBERED = 1000  # tabs; of each Gradio keeps a quarter of a MiB, and what was painted there
+MOST_TABS = 1000  # remembered; of each Gradio keeps a quarter of a MiB, and what was painted there
 
 
 def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
@@ -66,7 +66,7 @@ def launch(page: Page, waiting: int = 32, **options: Any) -> gr.Blocks:
         mcp_server=True,
         ssr_mode=False,
         max_threads=waiting + MOMENTARY,
-        state_session_capacity=REMEMBERED,
+        state_session_capacity=MOST_TABS,
         max_file_size=int(page.studio.most_bytes / 2),
         **options,
     )

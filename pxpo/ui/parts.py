@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator
 from dataclasses import fields
@@ -26,7 +25,7 @@ from ..models import DiffusionModel
 from ..plots import to_picture
 from ..progress import Progress
 from ..settings import Settings
-from ..store import write_whole
+from ..store import whole, write_whole
 
 CANVAS = 512  # pixels, along the longer side
 BETWEEN_SIGNS = 0.3  # seconds
@@ -198,9 +197,13 @@ def served(picture: Image.Image, name: str = "") -> str:
 
 def offered(file: Path) -> str:
     """A copy of it in Gradio's cache, to be downloaded: Gradio hands out nothing that lies in
-    another folder, where --runs may be."""
-    (folder := Path(get_upload_folder()) / "pxpo").mkdir(parents=True, exist_ok=True)
-    return shutil.copy(file, tempfile.mkdtemp(dir=folder))
+    another folder, where --runs may be. The next copy takes its place."""
+    place = hashlib.sha256(str(file).encode()).hexdigest()  # as secret as the name of the run
+    copy = Path(get_upload_folder()) / "pxpo" / place / file.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "rb") as source, whole(copy) as target:
+        shutil.copyfileobj(source, target)
+    return str(copy)
 
 
 def setting(name: str, label: str, value: Any = None, note: str = "") -> gr.Number:
