@@ -121,14 +121,14 @@ def outputs(model: DiffusionModel, lora: Lora, trajectory: Trajectory) -> Tensor
     with adapter(model, lora):
         for t, x_t, out in zip(trajectory.steps.t, trajectory.latents, now, strict=False):
 
-            def predict(part: slice, t: Tensor = t, x_t: Tensor = x_t, out: Tensor = out) -> None:
-                out[part] = model.predict(
+            def predict(part: slice, t: Tensor = t, x_t: Tensor = x_t) -> Tensor:
+                return model.predict(
                     x_t[part], t.expand(len(x_t[part])), some(trajectory.cond, part),
                     trajectory.uncond, trajectory.guidance_scale,
-                ).cpu()  # fmt: skip
+                )  # fmt: skip
 
-            for _ in model.fold("sample", len(x_t), predict):
-                pass
+            for part, predicted in model.fold("sample", len(x_t), predict):
+                out[part] = predicted
     return now
 
 

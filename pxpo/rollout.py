@@ -108,14 +108,12 @@ def rollout(
     for index in range(len(steps)):
         at, x_t, out = steps[index], latents[-1], outputs[index]
 
-        def predict(part: slice, at: Steps = at, x_t: Tensor = x_t, out: Tensor = out) -> None:
+        def predict(part: slice, at: Steps = at, x_t: Tensor = x_t) -> Tensor:
             t = at.t.expand(len(x_t[part]))
-            out[part] = model.predict(
-                x_t[part], t, some(cond, part), uncond, sampling.guidance_scale
-            ).cpu()
+            return model.predict(x_t[part], t, some(cond, part), uncond, sampling.guidance_scale)
 
-        for _ in model.fold("sample", len(prompts), predict):
-            pass
+        for part, predicted in model.fold("sample", len(prompts), predict):
+            out[part] = predicted
         x_prev, x_0 = model.take_step(at, x_t, out, z[index], sampling)
         if not x_prev.isfinite().all():
             raise DivergedError(

@@ -28,7 +28,7 @@ The preset "paper" of settings.py has none of the last five.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,7 +39,7 @@ from torch.nn import Parameter
 from .errors import DivergedError, RewardError, SettingError
 from .models.base import DiffusionModel, some, without_lora
 from .processes import share, summed, tasks
-from .progress import Progress
+from .progress import Progress, finish
 from .rollout import Trajectory
 from .settings import Learning
 from .steps import Steps
@@ -108,14 +108,14 @@ def update(
 
     def measure() -> float:
         nonlocal new
-        new = measured(partial(_outputs, model, trajectory))
+        new = measured(lambda *pairs: finish(_outputs(model, trajectory, *pairs)))
         return relative_change(new, old)
 
     before = [parameter.detach().clone() for parameter in parameters.values()]
     optimizer.step()
     moved = yield from scale_step(list(parameters.values()), before, measure, learning.strength)
     with without_lora(model):
-        base = measured(partial(_outputs, model, trajectory))
+        base = measured(lambda *pairs: finish(_outputs(model, trajectory, *pairs)))
     try:
         from_base = _short_of_noise(relative_change(new, base))
     except DivergedError:
@@ -133,7 +133,7 @@ def distance_from_base(model: DiffusionModel, trajectory: Trajectory) -> float:
     """
     step, image = _spread(len(trajectory.steps), trajectory.outputs.shape[1], MEASURED)
     with without_lora(model):
-        base = _outputs(model, trajectory, step, image)
+        base = finish(_outputs(model, trajectory, step, image))
     return _short_of_noise(relative_change(trajectory.outputs[step, image], base))
 
 
@@ -183,9 +183,11 @@ def accumulate_gradient(
     factor = scale * (trajectory.guidance_scale if detached else 1.0)
     totals = [torch.zeros_like(p) for p in parameters.values()]
     divergence = 0.0
+    if learning.hold:
+        with without_lora(model):
+            base = yield from _outputs(model, trajectory, *pairs.unbind(1))
 
-    def work(part: slice) -> None:
-        nonlocal divergence
+    def work(part: slice) -> tuple[Sequence[Tensor], float]:
         step, image = pairs[part].unbind(1)
         weight = weights[step].view(-1, 1, 1, 1)
         out = _predict(model, trajectory, step, image, guidance)
@@ -196,20 +198,18 @@ def accumulate_gradient(
         sent_back = -weight * own_credit[image, None] * z  # (P, C, h, w)
         kl = 0.0
         if learning.hold:
-            drift = _drift(model, trajectory, step, image)
+            drift = trajectory.outputs[step, image] - base[part]
             pull = weight**2 * own_hold[image, None] * drift
             kl = 0.5 * (pull * drift).sum().item()
             sent_back = sent_back + learning.hold * pull
-        gradients = torch.autograd.grad(
-            out, list(parameters.values()), (factor * sent_back).to(out.device)
-        )
-        # Nothing above left a trace, so a chunk that ran out of memory can be tried again.
+        sent_back = (factor * sent_back).to(out.device)
+        return torch.autograd.grad(out, list(parameters.values()), sent_back), kl
+
+    for part, (gradients, kl) in model.fold("learn", len(pairs), work):
         divergence += kl
         for total, gradient in zip(totals, gradients, strict=True):
             total += gradient
-
-    for done in model.fold("learn", len(pairs), work):
-        yield Progress("learning", done, len(pairs))
+        yield Progress("learning", part.stop, len(pairs))
     *totals, kl_sum = summed([*totals, torch.tensor(divergence, dtype=torch.float64)])
     count = pairs_of_all * h * w
     for parameter, total in zip(parameters.values(), totals, strict=True):
@@ -240,18 +240,19 @@ def _predict(
     return model.predict(x_t, t, some(trajectory.cond, image), trajectory.uncond, guidance_scale)
 
 
-@torch.no_grad()
-def _outputs(model: DiffusionModel, trajectory: Trajectory, step: Tensor, image: Tensor) -> Tensor:
+def _outputs(
+    model: DiffusionModel, trajectory: Trajectory, step: Tensor, image: Tensor
+) -> Generator[Progress, None, Tensor]:
     """What the network says now (P, C, h, w), guided, at these (P,) steps of these images."""
     outputs = torch.empty_like(trajectory.outputs[step, image])
 
-    def work(part: slice) -> None:
-        outputs[part] = _predict(
-            model, trajectory, step[part], image[part], trajectory.guidance_scale
-        ).cpu()
+    @torch.no_grad()
+    def work(part: slice) -> Tensor:
+        return _predict(model, trajectory, step[part], image[part], trajectory.guidance_scale)
 
-    for _ in model.fold("sample", len(step), work):
-        pass
+    for part, out in model.fold("sample", len(step), work):
+        outputs[part] = out
+        yield Progress("comparing", part.stop, len(step))
     return outputs
 
 
@@ -291,14 +292,6 @@ def _expected_noise(
     at = trajectory.steps[step.view(-1, 1, 1, 1)]
     z = at.expected_noise(x_t, unguided.cpu(), x_0)
     return z / z.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
-
-
-@torch.no_grad()
-def _drift(model: DiffusionModel, trajectory: Trajectory, step: Tensor, image: Tensor) -> Tensor:
-    """How far (P, C, h, w) what the network said is from what the base model says."""
-    with without_lora(model):
-        base = _predict(model, trajectory, step, image, trajectory.guidance_scale)
-    return trajectory.outputs[step, image] - base.cpu()
 
 
 def _chosen_steps(sigma: Tensor, share: float, generator: torch.Generator | None) -> Tensor:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -44,7 +44,15 @@ from pxpo import (  # noqa: E402
 )
 
 PORT = 7899
-PAINT = ROOT / "assets" / "opening" / "paint.png"
+
+
+def strokes() -> Image.Image:
+    """More of what is below on the left, less of what is on the right."""
+    paint = Image.new("RGBA", (256, 256))
+    draw = ImageDraw.Draw(paint)
+    draw.rectangle((20, 170, 110, 220), fill=(0, 200, 0, 255))
+    draw.rectangle((170, 90, 230, 160), fill=(220, 0, 0, 255))
+    return paint
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -110,7 +118,7 @@ def updates(model: DiffusionModel, count: int) -> list[float]:
     """Seconds of each update from a wish: its images, the learning and the next picture."""
     wish = RewardSpec("paint")
     run = finish(begin(model, settings_for("paint", shown=1), reward=wish))
-    run = paint(run, painted_map(Image.open(PAINT)))
+    run = paint(run, painted_map(strokes()))
     judge, times = judge_of(run, model, Tools(str(model.device))), []
     for _ in range(count):
         started = time.perf_counter()
@@ -156,9 +164,10 @@ def main() -> None:
                 if browser:
                     on_page = steps_on(page, repeats + 1)
                     page.close()
-                client, painting = Client(address, verbose=False), handle_file(PAINT)
+                strokes().save(painting := Path(runs) / "strokes.png")
+                client = Client(address, verbose=False)
                 run = client.predict(settings.prompt, seed=12, api_name="/generate")[0]
-                client.predict(run, paint=painting, api_name="/step")
+                client.predict(run, paint=handle_file(painting), api_name="/step")
                 steps = [
                     seconds(lambda: client.predict(run, api_name="/step"))  # noqa: B023
                     for _ in range(repeats)

@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch asks: tests run in two processes already
+
 import pytest
 import torch
 from diffusers import (
@@ -52,8 +54,6 @@ LONGEST_FIRST = (
 # Servers share Gradio's folder, and one that ends deletes what another still shows.
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="pxpo-tests-")
 atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
-
-torch.set_num_threads(1)  # models this small only wait for a second thread
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -45,12 +45,9 @@ def studio(tmp_path_factory):
 def address(studio):
     from pxpo.ui import Page, launch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # Chromium takes a core; threads that wait for one another crawl then
     blocks = launch(Page(studio), prevent_thread_lock=True, quiet=True)
     yield blocks.local_url
     blocks.close()
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -458,6 +455,7 @@ def test_run_stop_and_step_again_at_once(sketch, studio):
     sketch.locator("#count input").fill("3")
     press(sketch, "run-many", "Step 3 ·")
     sketch.locator("#count input").fill("50")
+    settle(sketch)
     idle = looks_of_stop(sketch)
     press(sketch, "run-many", r"Step \d\d?: .* \d+/\d")  # a first part may be too quick to see
     assert looks_of_stop(sketch) != idle

@@ -1,5 +1,8 @@
 import json
 import shutil
+import threading
+import time
+from itertools import pairwise
 
 import diffusers
 import pytest
@@ -26,7 +29,10 @@ from pxpo.models import (
     memory,
 )
 from pxpo.models.memory import is_out_of_memory
+from pxpo.progress import finish
+from pxpo.rollout import Noise, rollout
 from pxpo.settings import Sampling, Settings
+from pxpo.update import accumulate_gradient
 
 
 def wrapped(prediction_type: str = "epsilon") -> DiffusionModel:
@@ -170,7 +176,105 @@ def test_fold_covers_everything_once_in_order(model, largest, count, slices):
     seen = []
     done = list(model.fold("learn", count, seen.append))
     assert seen == [slice(*one) for one in slices]
-    assert done == [end for _, end in slices]
+    assert done == [(one, None) for one in seen]
+
+
+@pytest.mark.parametrize(
+    ("workers", "largest", "count", "edges"),
+    [
+        (2, 8, 4, [0, 2, 4]),
+        (2, 4, 10, [0, 2, 4, 6, 8, 9, 10]),  # no more than the largest at a time, in all
+        (4, 8, 3, [0, 1, 2, 3]),
+        (3, 7, 7, [0, 2, 4, 7]),
+        (2, 8, 1, [0, 1]),
+    ],
+)
+def test_fold_divides_a_chunk_among_the_workers_and_keeps_the_order(
+    model, workers, largest, count, edges
+):
+    model.workers, model._largest["sample"] = workers, largest
+    at_once = threading.Barrier(min(workers, largest, count), timeout=20)
+
+    def work(part):
+        if part.start < min(largest, count):
+            at_once.wait()  # all of the first chunk are under way together
+        return part.stop * 10, threading.get_ident()
+
+    found = list(model.fold("sample", count, work))
+    assert [part for part, _ in found] == [slice(*both) for both in pairwise(edges)]
+    assert [value for _, (value, _) in found] == [edge * 10 for edge in edges[1:]]
+    assert len({ident for _, (_, ident) in found}) <= workers
+
+
+@pytest.mark.parametrize("learning", [True, False])
+@pytest.mark.parametrize(("there", "each"), [(1, 1), (5, 2)])
+def test_workers_share_the_threads_and_have_the_callers_gradient_mode(model, learning, there, each):
+    def seen() -> tuple[bool, int]:
+        return torch.is_grad_enabled(), torch.get_num_threads()
+
+    model.workers, before = 2, torch.get_num_threads()
+    torch.set_num_threads(there)
+    try:
+        with torch.set_grad_enabled(learning):
+            found = list(
+                model.fold(
+                    "sample", 2, lambda _: (torch.is_grad_enabled(), torch.get_num_threads())
+                )
+            )
+        assert [value for _, value in found] == [(learning, each)] * 2
+        assert torch.get_num_threads() == there
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_nothing_is_under_way_any_more_when_a_part_fails(model):
+    model.workers, ended = 2, []
+
+    def work(part):
+        if part.start == 0:
+            raise RuntimeError("shapes cannot be multiplied")
+        time.sleep(0.2)
+        ended.append(part)
+
+    with pytest.raises(RuntimeError, match="multiplied"):
+        list(model.fold("sample", 2, work))
+    assert ended == [slice(1, 2)]
+
+
+def test_a_chunk_that_does_not_fit_is_halved_among_the_workers_too(model):
+    model.workers, model._largest["sample"] = 2, 8
+
+    def work(part):
+        if part.stop - part.start > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert stops(model.fold("sample", 5, work)) == [1, 2, 3, 4, 5]
+    assert model._largest["sample"] == 2
+
+
+def test_many_workers_find_what_one_does(model):
+    lora, pictures = random_lora(model), torch.rand(3, 3, *model.image_size)
+    settings = Settings(steps=3, guidance_scale=2.0, images=3, hold=0.5, timesteps=1.0)
+    found = []
+    for model.workers in (1, 2, 3):
+        with adapter(model, lora) as parameters:
+            trajectory = finish(rollout(model, ["a"] * 3, [Noise(n) for n in range(3)], settings))
+            credit = trajectory.images.mean((1, 2, 3)).view(-1, 1, 1).expand(3, *trajectory.size)
+            norm = finish(
+                accumulate_gradient(model, parameters, trajectory, credit - 0.5, settings)
+            )
+            gradients = [parameter.grad.clone() for parameter in parameters.values()]
+            features = model.features(pictures)
+        found.append([trajectory.latents, trajectory.images, features, *gradients,
+                      torch.tensor([norm.norm, norm.kl])])  # fmt: skip
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def stops(found) -> list[int]:
+    """The ends of what fold yields."""
+    return [part.stop for part, _ in found]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +294,7 @@ def test_fold_halves_what_does_not_fit_and_remembers(model, error):
             raise error
         done.extend(range(part.start, part.stop))
 
-    assert list(model.fold("learn", 11, work)) == [2, 4, 6, 8, 10, 11]
+    assert stops(model.fold("learn", 11, work)) == [2, 4, 6, 8, 10, 11]
     assert done == list(range(11))
     assert model._largest == {"sample": 64, "learn": 2, "decode": 16}
 
@@ -207,9 +311,9 @@ def test_fold_measures_one_on_a_gpu_and_goes_on_with_as_many_as_fit(model, monke
     model._unmeasured = {"learn"}
     monkeypatch.setattr(memory, "start_measuring", lambda device: 7)
     monkeypatch.setattr(memory, "fitting", lambda device, used: {7: 4}[used])
-    assert list(model.fold("learn", 10, lambda part: None)) == [1, 5, 9, 10]
-    assert list(model.fold("learn", 10, lambda part: None)) == [4, 8, 10]  # it stays measured
-    assert list(model.fold("decode", 10, lambda part: None)) == [10]
+    assert stops(model.fold("learn", 10, lambda part: None)) == [1, 5, 9, 10]
+    assert stops(model.fold("learn", 10, lambda part: None)) == [4, 8, 10]  # it stays measured
+    assert stops(model.fold("decode", 10, lambda part: None)) == [10]
 
 
 @pytest.mark.parametrize(
@@ -237,7 +341,7 @@ def test_where_a_single_one_does_not_fit_the_model_is_asked_for_a_way_that_needs
         done.append(part)
 
     model._largest["learn"] = 2
-    assert list(model.fold("learn", 3, work)) == [3]  # the smaller sizes were of the other way
+    assert stops(model.fold("learn", 3, work)) == [3]  # the smaller sizes were of the other way
     assert done == [slice(0, 3)]
     assert not model.relieve("learn") and not model.relieve("sample")  # there is no other way
     assert model.relieve("decode") and model.vae.use_tiling and not model.relieve("decode")

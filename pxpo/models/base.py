@@ -140,14 +140,11 @@ class DiffusionModel(Folding, ABC):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) float32 in [0, 1] on the CPU from latents (B, C, h, w)."""
-        images: list[Tensor] = []
 
-        def work(part: slice) -> None:
-            images.append(self.decode_some(latents[part].to(self.device)).cpu())
+        def work(part: slice) -> Tensor:
+            return self.decode_some(latents[part].to(self.device)).cpu()
 
-        for _ in self.fold("decode", len(latents), work):
-            pass
-        return torch.cat(images)
+        return torch.cat([images for _, images in self.fold("decode", len(latents), work)])
 
 
 @contextmanager

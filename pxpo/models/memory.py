@@ -1,5 +1,9 @@
 """Work folded into memory: many items in chunks, as large as the device allows.
 
+On CPUs a chunk is divided among the cores. Each part is computed from end to end by a thread of its
+own, which waits for no other: where torch's threads share each operation instead, a small network's
+are too short to gain by it, and other work that keeps one thread waiting keeps all of them.
+
 On a GPU the first item of each kind of work is done alone and measured, and the chunks are as large
 as what is free then holds, with room left for others (a segmenter, a display). Where that was too
 much all the same, a chunk is halved. Where not even one item fits, the model may have a slower way
@@ -8,8 +12,12 @@ that needs less.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
 
 import torch
 
@@ -17,8 +25,13 @@ from ..errors import PxpoError
 
 logger = logging.getLogger(__name__)
 
+Found = TypeVar("Found")
+
+CORES = torch.get_num_threads()
+"""Those of this machine, or as many as OMP_NUM_THREADS says."""
+
 MOST_ON_GPU = {"sample": 64, "learn": 64, "decode": 16, "features": 16}
-MOST_ON_CPU = {"sample": 64, "learn": 8, "decode": 16, "features": 16}
+MOST_ON_CPU = {"sample": 16, "learn": 8, "decode": 16, "features": 16}
 """Items at a time, by kind of work: more are no faster."""
 
 SPARED, SHARE = 2**30, 0.85
@@ -28,13 +41,14 @@ SPARED, SHARE = 2**30, 0.85
 class Folding:
     """What needs a device's memory: mixed into a model.
 
-    device: where the work is done.
+    device: where the work is done. workers: how many threads do it at the same time.
     """
 
     device: torch.device
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
+        self.workers = CORES if self.device.type == "cpu" else 1
         on_gpu = self.device.type == "cuda"
         self._most = MOST_ON_GPU if on_gpu else MOST_ON_CPU
         self._largest = dict(self._most)
@@ -44,12 +58,14 @@ class Folding:
         """Make this kind of work need less memory from now on; False where there is no way left."""
         return False
 
-    def fold(self, kind: str, count: int, work: Callable[[slice], None]) -> Iterator[int]:
-        """Call `work` on consecutive slices of range(count), as large as memory allows.
+    def fold(
+        self, kind: str, count: int, work: Callable[[slice], Found]
+    ) -> Iterator[tuple[slice, Found]]:
+        """Each part of range(count), in order, with what `work` makes of it.
 
-        A slice that runs out of memory is halved and tried again, and the smaller size is
-        remembered for this `kind` of work; so `work` must leave nothing behind when it fails.
-        Yields the number done after each slice.
+        The chunks are as large as memory allows: one that runs out of it is halved and tried again,
+        and the smaller size is remembered for this `kind` of work. Nothing is under way between two
+        of what this yields.
         """
         done = 0
         while done < count:
@@ -57,8 +73,7 @@ class Folding:
             size = 1 if alone else min(self._largest[kind], count - done)
             used = start_measuring(self.device) if alone else 0
             try:
-                work(slice(done, done + size))
-                done += size
+                found = self._divided(work, done, size)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -79,9 +94,39 @@ class Folding:
                 if alone:
                     self._unmeasured.discard(kind)
                     self._largest[kind] = min(self._largest[kind], fitting(self.device, used))
-                yield done
+                done += size
+                yield from found
                 continue
             free_memory()  # only here has the exception let go of the tensors it held
+
+    def _divided(
+        self, work: Callable[[slice], Found], start: int, size: int
+    ) -> list[tuple[slice, Found]]:
+        """What `work` makes of `size` items, in as many parts as there are workers for."""
+        workers = min(self.workers, size)
+        edges = [start + size * n // workers for n in range(workers + 1)]
+        parts = [slice(*both) for both in itertools.pairwise(edges)]
+        if workers == 1:
+            return [(parts[0], work(parts[0]))]
+        threads, learning = torch.get_num_threads(), torch.is_grad_enabled()
+
+        def alone(part: slice) -> Found:
+            torch.set_num_threads(max(1, threads // workers))
+            with torch.set_grad_enabled(learning):  # each thread has a mode of its own
+                return work(part)
+
+        try:
+            under_way = [self._pool.submit(alone, part) for part in parts]
+            wait(under_way)
+            return [(part, one.result()) for part, one in zip(parts, under_way, strict=True)]
+        finally:
+            torch.set_num_threads(threads)  # some libraries know one number for all threads
+
+    @functools.cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        """Its threads stay, as what the libraries prepared for a kind of work is known to each
+        thread alone."""
+        return ThreadPoolExecutor(self.workers, "fold")
 
 
 def start_measuring(device: torch.device) -> int:

@@ -5,6 +5,7 @@ Such a family is a subclass of UNetModel: it names its stock pipeline, and encod
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, ClassVar
@@ -177,26 +178,24 @@ class UNetModel(DiffusionModel):
         t = round(LITTLE_NOISE * self.scheduler.config.num_train_timesteps)
         alpha = self.scheduler.alphas_cumprod[t]
         noise = torch.randn(1, *self.latent_shape, generator=torch.Generator().manual_seed(0))
-        hidden, found = list[Tensor](), list[Tensor]()
+        hidden = threading.local()  # as several of them may look at the same time
         uncond = {n: value.to(self.device) for n, value in self.unconditional().items()}
 
-        def work(part: slice) -> None:
+        def work(part: slice) -> Tensor:
             x_0 = self._encode_some((images[part] * 2 - 1).to(self.device))
             x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * noise.to(self.device)
             each = {n: value.expand(len(x_t), *value.shape[1:]) for n, value in uncond.items()}
             self.call_network(x_t, torch.full((len(x_t),), t, device=self.device), each)
-            found.append(hidden[-1])
+            return hidden.out.float().cpu()
 
         hook = self.network.up_blocks[-1].register_forward_hook(
-            lambda _, __, out: hidden.append(out.float().cpu())
+            lambda _, __, out: setattr(hidden, "out", out)
         )
         try:
             with without_lora(self) if self.busy else nullcontext():
-                for _ in self.fold("features", len(images), work):
-                    pass
+                return torch.cat([out for _, out in self.fold("features", len(images), work)])
         finally:
             hook.remove()
-        return torch.cat(found)
 
     def _encode_some(self, pixels: Tensor) -> Tensor:
         """Latents (B, C, h, w) of pixels (B, 3, H, W) in [-1, 1]."""

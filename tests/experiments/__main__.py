@@ -10,10 +10,9 @@ from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-import torch
-
 from pxpo.__main__ import quiet
 from pxpo.embedded import ASSETS
+from pxpo.models import leave_a_core
 from pxpo.settings import Settings, kind_of
 
 from . import carry, eye, paper, wishes
@@ -40,14 +39,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--lines", type=Path, help="file of the figures (assets/study/….jsonl)")
     parser.add_argument("--out", type=Path, help="folder for strips of pictures")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model")
     parser.add_argument("--segmenter")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--report", action="store_true", help="the table alone")
     options = parser.parse_args()
     quiet()
-    torch.set_num_threads(options.threads)
+    leave_a_core()
     module, parts = EXPERIMENTS[options.experiment]
     changes = changes_of(options.set)
     paper.RUNS = options.runs
