@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -43,7 +44,16 @@ from .rewards.segmentation import CLOTHES
 from .rewards.wish import MET
 from .run import ALIKE, Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import EXPERIMENTS, Settings, checked, kind_of, settings_for
-from .store import check_free, check_writable, claim, new_folder, open_run, pack, save_run
+from .store import (
+    check_free,
+    check_writable,
+    claim,
+    keep_others_out,
+    new_folder,
+    open_run,
+    pack,
+    save_run,
+)
 from .terminal import print_anything
 from .tracking import HEATED, check_trackers, heat_strip, tracked, write_metrics
 
@@ -268,7 +278,8 @@ def start(options: argparse.Namespace) -> int:
     judge = judge_of(run, model, tools)
     run = scored(run, spec, judge)
     folder = from_first(lambda: claimed(options, run))  # last, as what failed leaves none
-    return train(model, run, judge, folder, options.log_with or ())
+    with kept(folder):
+        return train(model, run, judge, folder, options.log_with or ())
 
 
 def claimed(options: argparse.Namespace, run: Run) -> Path:
@@ -367,7 +378,20 @@ def read_paint(path: Path, picture: Tensor | None) -> Tensor:
     return painted
 
 
+def kept(folder: Path) -> AbstractContextManager:
+    """Meanwhile no other command goes on with the run in `folder`; RunError where one does."""
+    held: list[AbstractContextManager] = [nullcontext()]
+    if (folder / "updates").is_dir():
+        from_first(lambda: held.append(keep_others_out(folder)))
+    return held[-1]
+
+
 def go_on(options: argparse.Namespace) -> int:
+    with kept(options.run):
+        return resume(options)
+
+
+def resume(options: argparse.Namespace) -> int:
     run, folder = from_first(lambda: opened(options.run))
     spec = run.reward
     if spec is None:

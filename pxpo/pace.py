@@ -8,7 +8,9 @@ from contextlib import contextmanager, suppress
 
 import torch
 
+from .errors import PxpoError
 from .models import DiffusionModel
+from .models.base import some
 from .settings import Settings
 from .update import MEASURED
 
@@ -23,7 +25,10 @@ def passes(settings: Settings) -> float:
     held_out = len(settings.held_out_prompts) * max(settings.shown - 1, 1)
     sampled = (fresh + settings.shown + held_out) * settings.steps * guided
     pairs = settings.images * max(1, round(settings.timesteps * settings.steps))
-    learnt = pairs * LEARNING * (1 if settings.unconditional == "detached" else guided)
+    exact = settings.unconditional == "exact"
+    learnt = pairs * LEARNING * (guided if exact else 1)
+    if exact and settings.step_noise == "expected":
+        learnt += pairs * (guided - 1)  # what it says unguided is asked for once more
     held = pairs * guided if settings.hold else 0
     return sampled + learnt + held + MEASURED * MEASURINGS * guided
 
@@ -40,18 +45,20 @@ class Pace:
 
     @torch.no_grad()
     def try_out(self) -> None:
-        """Measure one pass of four pictures, where no update was timed yet; nothing where they do
-        not fit at once."""
-        with suppress(torch.OutOfMemoryError):
-            self._try_out()
-
-    def _try_out(self) -> None:
+        """Measure one pass of four pictures, before any update was timed; nothing where not even
+        one of them fits into memory."""
         x_t, t = torch.zeros(4, *self.model.latent_shape), torch.zeros(4, dtype=torch.long)
         cond = self.model.encode([""] * len(x_t))
-        self.model.predict(x_t, t, cond)  # the first is slower
-        began = time.monotonic()
-        self.model.predict(x_t, t, cond)
-        self.per_pass = (time.monotonic() - began) / len(x_t)
+
+        def ask(part: slice) -> None:
+            self.model.predict(x_t[part], t[part], some(cond, part))
+
+        with suppress(PxpoError):
+            for _ in range(2):  # the first is slower
+                began = time.monotonic()
+                for _ in self.model.fold("sample", len(x_t), ask):
+                    pass
+            self.per_pass = (time.monotonic() - began) / len(x_t)
 
     @contextmanager
     def timed(self, settings: Settings) -> Iterator[None]:

@@ -294,8 +294,8 @@ def keep_others_out(folder: Path) -> IO:
     except BlockingIOError as error:
         file.close()
         raise RunError(
-            f"another server keeps its runs in {str(folder)!r}; stop that one, or choose another "
-            "folder (--runs)."
+            f"another process works in {str(folder)!r}; wait for its end or stop it, or choose "
+            "another folder (--runs, --out)."
         ) from error
     return file
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +31,7 @@ from pxpo import (  # noqa: E402
     DiffusionModel,
     Noise,
     RewardSpec,
+    Settings,
     Tools,
     begin,
     finish,
@@ -114,6 +116,25 @@ def step_on(page: Any) -> None:
     )  # fmt: skip
 
 
+def pictures(
+    model: DiffusionModel, settings: Settings, count: int, turns: int
+) -> tuple[list[float], list[float]]:
+    """Seconds that `count` images take diffusers' pipeline and our rollout, in turns; the first
+    turn is left out."""
+    plain = DiffusionPipeline.from_pretrained(model.name)
+    plain.set_progress_bar_config(disable=True)
+    prompts, noise = [settings.prompt] * count, [Noise(seed) for seed in range(count)]
+    how = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance_scale,
+           "eta": settings.eta, "output_type": "pt"}  # fmt: skip
+    found = [
+        (seconds(lambda: plain(prompts, **how)),
+         seconds(lambda: finish(rollout(model, prompts, noise, settings))))
+        for _ in range(turns)
+    ]  # fmt: skip
+    theirs, ours = zip(*found[1:], strict=True)
+    return list(theirs), list(ours)
+
+
 def updates(model: DiffusionModel, count: int) -> list[float]:
     """Seconds of each update from a wish: its images, the learning and the next picture."""
     wish = RewardSpec("paint")
@@ -143,11 +164,10 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     model = load_model()
     settings = model.filled(settings_for("paint"))
-    images = [
-        seconds(lambda: finish(rollout(model, [settings.prompt], [Noise(seed)], settings)))  # noqa: B023
-        for seed in range(repeats + 1)
-    ]
-    line(f"one image, {settings.steps} DDIM steps", images[1:])
+    for count in (1, 4):
+        plain, ours = pictures(model, settings, count, 2 * repeats + 1)
+        line(f"{count} images, {settings.steps} steps, by a plain pipeline", plain)
+        line("the same by the rollout, in turns", ours)
     line("an update, its images and the next one", updates(model, repeats + 1)[1:])
     with tempfile.TemporaryDirectory() as runs, chromium() as browser:
         address = f"http://127.0.0.1:{PORT}"

@@ -4,6 +4,9 @@ Wants TRL beside the project: `pip install trl==0.22.2`, the last version that h
 open the same diffusers folder and learn the same: prompt, batch, steps, guidance, rank, targets,
 rate, and an image's mean of minus blue as its reward. Each turn of each is a process of its own;
 they take turns, so that what else the machine does falls on all alike.
+
+`--profile` says instead what an epoch of ours at equal maths spends its time on, on one core, and
+how fast that is beside a large plain matrix product: how much is left to be won.
 """
 
 from __future__ import annotations
@@ -24,11 +27,14 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import torch
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
 
 from pxpo import ColorReward, Noise, adapter, finish, load_model, new_lora, rollout
 from pxpo.credit import downsample, latent_credit
 from pxpo.embedded import TINY_WORLD
 from pxpo.lora import TARGETS
+from pxpo.models import memory
 from pxpo.run import WEIGHT_DECAY
 from pxpo.settings import Settings
 from pxpo.update import update
@@ -117,14 +123,54 @@ def one(name: str, epochs: int) -> dict[str, Any]:
     return {"seconds": times[1:], "rewards": rewards, "peak": peak}
 
 
+KINDS = {
+    "convolutions": ("convolution", "conv2d"),
+    "matrix products": ("addmm", "aten::mm", "bmm", "baddbmm"),
+    "attention": ("scaled_dot_product",),
+}
+"""What nearly all floating-point operations are spent in, by parts of torch's names for it."""
+
+
+def profile() -> None:
+    """Prints an epoch's time by kind of operation, on one core."""
+    memory.CORES = 1
+    torch.set_num_threads(1)
+    epochs = ours(**EQUAL)
+    next(epochs)
+    with FlopCounterMode(display=False) as flops:
+        next(epochs)
+    with torch.profiler.profile() as profiler:
+        next(epochs)
+    spent = dict.fromkeys([*KINDS, "all else that torch does"], 0.0)
+    for event in profiler.key_averages():
+        kind = next(
+            (kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)),
+            "all else that torch does",
+        )
+        spent[kind] += event.self_cpu_time_total / 1e6
+    whole, left, right = sum(spent.values()), *torch.randn(2, 1024, 1024)
+    best = 2 * 1024**3 / Timer("left @ right", globals=locals()).blocked_autorange().median
+    print("| | seconds | share |\n|---|---|---|")
+    for kind, seconds in spent.items():
+        print(f"| {kind} | {seconds:.2f} | {seconds / whole:.0%} |")
+    work, counted = flops.get_total_flops(), sum(spent[kind] for kind in KINDS)
+    print(f"\nThe first three: {work / 1e9:.0f} GFLOP, {work / counted / 1e9:.0f} a second; a "
+          f"product of 1024 x 1024: {best / 1e9:.0f}. An epoch at that speed, and nothing else: "
+          f"{work / best / whole:.2f} of its time.")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="of ours, at equal maths")
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(one(options.one, options.epochs)))
+        return
+    if options.profile:
+        profile()
         return
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
     for _ in range(options.turns):

@@ -29,6 +29,8 @@ from pxpo import (
     settings_for,
 )
 from pxpo import __main__ as cli
+from pxpo.errors import RunError
+from pxpo.store import keep_others_out
 
 pytestmark = pytest.mark.usefixtures("in_memory")
 
@@ -117,6 +119,34 @@ def test_a_wish_sees_with_the_segmenter_that_is_named(run, segmenter, tmp_path):
     assert status == 0 and load_run(out).latest != alone.latest
     assert load_run(out).reward.options["segmenter"] == segmenter.name
     assert run("resume", str(out), "--updates", "2", model=False)[0] == 0
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(run, tmp_path, capsys):
+    status, out = run("color", "--updates", "1", *SMALL)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with keep_others_out(out):
+        assert run("resume", str(out), "--updates", "2", model=False)[0] == 2
+        assert "another process works in" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in before} == before
+    assert run("resume", str(out), "--updates", "2", model=False)[0] == 0
+    assert load_run(out).count == 2
+    nothing = tmp_path / "not a run"
+    nothing.mkdir()
+    assert run("resume", str(nothing), model=False)[0] == 2
+    assert not list(nothing.iterdir())  # what is no run is left as it is
+
+
+def test_a_run_is_its_command_s_alone_while_it_learns(run, monkeypatch):
+    found = []
+
+    def train(model, run, judge, folder, log_with):
+        with pytest.raises(RunError, match="another process works in"):
+            keep_others_out(folder)
+        found.append(folder)
+        return 0
+
+    monkeypatch.setattr("pxpo.__main__.train", train)
+    assert run("color", "--updates", "1", *SMALL)[0] == 0 and found
 
 
 def test_a_wish_that_is_met_ends_the_run_early(run, tmp_path, capsys, monkeypatch):

@@ -346,7 +346,7 @@ def test_a_picture_that_cannot_be_served_is_one_clear_line(monkeypatch):
 def test_a_folder_is_one_server_s_until_it_ends(tmp_path):
     folder = tmp_path / "some" / "runs"
     with keep_others_out(folder):
-        with pytest.raises(RunError, match="another server keeps its runs.*--runs"):
+        with pytest.raises(RunError, match="another process works.*--runs"):
             keep_others_out(folder)
     keep_others_out(folder).close()
 
@@ -369,7 +369,7 @@ def test_the_app_says_what_is_wrong_with_its_folder_before_it_loads_a_model(
     import app
 
     folder = tmp_path / "runs"
-    words = {"taken": "another server", "a file": "cannot be saved", "read-only": "Read-only"}
+    words = {"taken": "another process", "a file": "cannot be saved", "read-only": "Read-only"}
     if fault == "taken":
         kept = keep_others_out(folder)
     elif fault == "a file":

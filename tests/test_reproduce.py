@@ -20,6 +20,7 @@ from pxpo.errors import DivergedError, RewardError, RunError
 from pxpo.measures import diversity, drift, held_out, sampled
 from pxpo.reproduce import EXPERIMENTS, FULL, METHODS, QUICK, Bench, Scale, experiments, report
 from pxpo.run import teach
+from pxpo.store import keep_others_out
 
 TINY = Scale(
     seeds=1,
@@ -158,6 +159,19 @@ def test_cross_talk_is_of_a_reward_in_one_region_alone(bench, monkeypatch):
     assert all(0 < abs(gain) < 0.5 for gain in found["gain"])
 
 
+def test_cross_talk_ends_where_another_update_would_give_noise(bench, monkeypatch):
+    settings, learn = experiments.region_settings(bench, "one recipe", 0), experiments.learn
+    expected = finish(experiments.cross_talk(bench, settings))
+
+    def diverges(model, run, rewards):
+        if run.count == 1:
+            raise DivergedError("noise")
+        return (yield from learn(model, run, rewards))
+
+    monkeypatch.setattr(experiments, "learn", diverges)
+    assert finish(experiments.cross_talk(bench, replace(settings, updates=3))) == expected
+
+
 # That it goes on, and gives the same again.
 
 
@@ -236,6 +250,13 @@ def test_an_unfinished_run_with_other_settings_is_refused(bench, done, tmp_path)
     with pytest.raises(RunError, match="choose another"):
         finish(experiments.trained(bench, spec, replace(settings, seed=1), folder))
     assert finish(experiments.trained(bench, spec, settings, folder)).count == 2
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(bench, done):
+    folder = done / "runs" / "color-PXPO-200"
+    settings = load_run(folder).settings
+    with keep_others_out(folder), pytest.raises(RunError, match="another process works in"):
+        finish(experiments.trained(bench, EXPERIMENTS["color"].reward, settings, folder))
 
 
 # The report.

@@ -40,7 +40,7 @@ from ..rewards import ColorReward, Reward, RewardSpec, Tools, resolved
 from ..run import Run, Update, begin, generate, learn, teach
 from ..settings import EXPERIMENTS as PRESETS
 from ..settings import Settings, settings_for
-from ..store import load_run, save_run, write_whole
+from ..store import keep_others_out, load_run, save_run, write_whole
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "PXPO": {"paper": True},
@@ -190,8 +190,15 @@ def trained(
     """The run in `folder`, begun or gone on with, and saved after each update. It ends early where
     another update would turn pictures to noise.
 
-    Raises RunError where the folder has another run.
+    Raises RunError where the folder has another run, or another process is at it.
     """
+    with keep_others_out(folder):
+        return (yield from _gone_on(bench, spec, settings, folder))
+
+
+def _gone_on(
+    bench: Bench, spec: RewardSpec, settings: Settings, folder: Path
+) -> Generator[Progress, None, Run]:
     judge = spec.make(bench.tools)
     if (folder / "run.json").exists():
         run = load_run(folder)
@@ -251,7 +258,7 @@ def region_settings(bench: Bench, method: str, seed: int) -> Settings:
 
 def cross_talk(bench: Bench, settings: Settings) -> Generator[Progress, None, dict[str, Any]]:
     """How far one region's reward moves the others: a LoRA is taught less blue in one region alone,
-    for each region.
+    for each region, until another update would turn pictures to noise.
 
     movements: (R, h, w), how far the output of the network moves, for held-out pictures of the base
     model. moved, gain: the means in the rewarded region and in the others, of that and of what the
@@ -265,10 +272,11 @@ def cross_talk(bench: Bench, settings: Settings) -> Generator[Progress, None, di
     movements, gains = [], []
     for region in there:
         run = yield from begin(model, settings)
-        for _ in range(settings.updates):
-            run = yield from generate(model, run)
-            assert run.trajectory is not None
-            run = yield from learn(model, run, judge(run.trajectory.images) * region)
+        with contextlib.suppress(DivergedError):
+            for _ in range(settings.updates):
+                run = yield from generate(model, run)
+                assert run.trajectory is not None
+                run = yield from learn(model, run, judge(run.trajectory.images) * region)
         movements.append(movement(model, run.lora, before))
         after = yield from sampled(model, run.lora, settings.prompt, seeds, settings)
         gains.append((judge(after.images) - judge(before.images)).mean(0))
