@@ -128,7 +128,7 @@ def main() -> None:
     local = is_local(host) and not options.share
     past_proxies(host)
     give_memory_back()
-    leave_a_core()  # to the server, and to a browser on the same machine
+    leave_a_core()
     thread = ModelThread()
     size = (options.height, options.width)
     # ZeroGPU stands in for the GPU, until one is lent, on the main thread alone.
@@ -138,6 +138,8 @@ def main() -> None:
         model, segmenter, note = opened(options.model, options.segmenter, size)
     except (RunError, SettingError) as error:
         sys.exit(f"app.py: {error}")
+    # As many as leave a core to the server, and to a browser on the same machine.
+    model.workers = min(model.workers, torch.get_num_threads())
     usual = {"clipseg": options.clipseg} if options.clipseg else {}
     domains = options.domain.split(",") if options.domain else []
     alone = local and not domains

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import httpx
 import huggingface_hub
 import pytest
+import torch
 import yaml
 from conftest import answers, free_port
 from huggingface_hub import ModelCard
@@ -615,13 +616,15 @@ def test_a_page_for_this_machine_alone_answers_to_its_names_alone(
     launched = []
     monkeypatch.setenv("no_proxy", "")  # so that it is put back
     monkeypatch.setenv("NO_PROXY", "")
-    monkeypatch.setattr("app.open_models", lambda *_: (None, None, ""))
+    model = SimpleNamespace(workers=64)
+    monkeypatch.setattr("app.open_models", lambda *_: (model, None, ""))
     studio = SimpleNamespace(pace=SimpleNamespace(try_out=lambda: None))
     monkeypatch.setattr("app.Studio", lambda *_, **__: studio)
     monkeypatch.setattr("app.Page", lambda studio, note, own_token: own_token)
     monkeypatch.setattr("app.launch", lambda *page, **options: launched.append((*page, options)))
     monkeypatch.setattr("sys.argv", ["app.py", "--runs", str(tmp_path), *arguments])
     app.main()
+    assert model.workers == torch.get_num_threads()  # of which a core is left to others
     ((allowed, options),) = launched
     middleware = options["app_kwargs"].get("middleware", [])
     assert allowed == own_token and len(middleware) == (hosts is not None)
