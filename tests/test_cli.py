@@ -74,7 +74,7 @@ def test_a_run_leaves_all_that_the_paper_shows_of_one(run):
     for name in ("heat/0002.jpg", "lora/strip.png", "lora/reward.png"):
         assert Image.open(out / name).width > 100
     assert {path.name for path in out.iterdir()} == {
-        "run.json", "updates", "lora", "metrics.jsonl", "heat", "run.yaml"
+        "run.json", "updates", "lora", "metrics.jsonl", "heat", "run.yaml", ".in-use"
     }  # fmt: skip
     assert kept.updates[2].settings.prompt == "a lake"
     assert kept.updates[2].reward == RewardSpec("color")
