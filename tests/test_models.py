@@ -27,6 +27,7 @@ from pxpo.models import (
     leave_a_core,
     load_model,
     memory,
+    unet,
 )
 from pxpo.models.memory import is_out_of_memory
 from pxpo.progress import finish
@@ -225,6 +226,14 @@ def test_workers_share_the_threads_and_have_the_callers_gradient_mode(model, lea
         assert torch.get_num_threads() == there
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_large_network_shares_each_operation_among_the_cores_instead(monkeypatch):
+    monkeypatch.setattr(memory, "CORES", 4)
+    size = random_pipeline().unet.num_parameters()
+    for large, workers in ((size, 1), (size + 1, 4)):
+        monkeypatch.setattr(unet, "LARGE", large)
+        assert wrapped().workers == workers
 
 
 def test_nothing_is_under_way_any_more_when_a_part_fails(model):

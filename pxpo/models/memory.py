@@ -1,8 +1,9 @@
 """Work folded into memory: many items in chunks, as large as the device allows.
 
-On CPUs a chunk is divided among the cores. Each part is computed from end to end by a thread of its
-own, which waits for no other: where torch's threads share each operation instead, a small network's
-are too short to gain by it, and other work that keeps one thread waiting keeps all of them.
+On CPUs a small network's chunk is divided among the cores. Each part is computed from end to end by
+a thread of its own, which waits for no other: where torch's threads share each operation instead,
+its operations are too short to gain by it, and other work that keeps one thread waiting keeps all
+of them. A large network's are long enough, and a few pictures would leave cores idle.
 
 On a GPU the first item of each kind of work is done alone and measured, and the chunks are as large
 as what is free then holds, with room left for others (a segmenter, a display). Where that was too
@@ -29,6 +30,10 @@ Found = TypeVar("Found")
 
 CORES = torch.get_num_threads()
 """Those of this machine, or as many as OMP_NUM_THREADS says."""
+
+LARGE = 100_000_000
+"""The parameters from which on a network is large: between Tiny World's 11 and Stable Diffusion's
+860 millions."""
 
 MOST_ON_GPU = {"sample": 64, "learn": 64, "decode": 16, "features": 16}
 MOST_ON_CPU = {"sample": 16, "learn": 8, "decode": 16, "features": 16}

@@ -25,6 +25,7 @@ from ..errors import ModelError, SettingError
 from ..settings import Sampling
 from ..steps import Steps, epsilon_steps, velocity_steps
 from .base import Cond, DiffusionModel, Size, without_lora
+from .memory import LARGE
 
 CONSTRUCTORS = {"epsilon": epsilon_steps, "v_prediction": velocity_steps}
 
@@ -97,6 +98,8 @@ class UNetModel(DiffusionModel):
         self.name = name
         self.network = pipeline.unet.requires_grad_(False).eval().to(device)
         self.vae = pipeline.vae.requires_grad_(False).eval().to(device)
+        if self.network.num_parameters() >= LARGE:
+            self.workers = 1
         h, w = latent_size(config, vae, size)
         self.latent_shape = (config.in_channels, h, w)
         self.image_size = (h * pixels_per_latent(vae), w * pixels_per_latent(vae))
