@@ -139,24 +139,25 @@ def write_folder(run: Run, folder: Path, *, repo: str = "", with_base: bool = Fa
     return folder
 
 
-def score_curve(run: Run, *, clear: bool = False) -> Figure | None:
+def score_curve(run: Run, *, page: bool = False) -> Figure | None:
     """The last reward by update, on this seed and on held-out ones; None before the first one.
 
-    clear: as `reward_curve` takes it.
+    page: for the page, in its words and on a ground that shows through.
     """
+    update, held_out = ("step", "other") if page else ("update", "held-out")
     scores = run.latest
     if len(scores) < 2:
         return None
     lines = {"this seed": ([one.here for one in scores], [0.0] * len(scores))}
     if scores[0].held_out is not None:
         means = [one.held_out or 0.0 for one in scores]
-        lines["held-out seeds"] = means, [one.held_out_std or 0.0 for one in scores]
+        lines[f"{held_out} seeds"] = means, [one.held_out_std or 0.0 for one in scores]
     if scores[0].held_out_prompts is not None:
-        lines["held-out prompts"] = (
+        lines[f"{held_out} prompts"] = (
             [one.held_out_prompts or 0.0 for one in scores], [0.0] * len(scores),
         )  # fmt: skip
     title = f"Reward: {run.reward.name if run.reward else ''}"
-    return reward_curve(lines, title, clear=clear)
+    return reward_curve(lines, title, update, clear=page)
 
 
 def _name_of(update: Update) -> str:

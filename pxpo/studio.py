@@ -212,8 +212,8 @@ class Studio:
         return finish(self._classified(picture))
 
     def curve(self, run: Run) -> Any:
-        """The figure of the last reward by update, None before the first one."""
-        return score_curve(run, clear=True)
+        """The figure of the last reward by step, None before the first one."""
+        return score_curve(run, page=True)
 
     def run(self, run_id: str) -> Run:
         """The run of this name; RunError when there is none (any more)."""

@@ -403,6 +403,8 @@ def test_painting_with_a_finger_on_a_phone(visit, studio):
     page = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     new_picture(page)
+    editor, tools = (page.locator(one).bounding_box() for one in ("#ed", "#ed .toolbar-wrap"))
+    assert tools["y"] + tools["height"] < editor["y"] + 40  # in the bar above the picture
     touch(page, 0.25, 0.6, 0.75, 0.6)
     press(page, "step", "Step 1 ·")
     ((green, red),) = wish(studio)

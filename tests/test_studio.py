@@ -199,6 +199,7 @@ def test_the_curve_and_the_heat_map_follow_the_wish(studio, run):
     after = finish(studio.step(run.id, PAINT, paint()))
     lines = studio.curve(after).axes[0].get_lines()
     assert [len(line.get_xdata()) for line in lines] == [2, 2]
+    assert [line.get_label() for line in lines] == ["this seed", "other seeds"]  # the page's words
     blue, painted = (studio.heat(after, reward) for reward in (BLUE, PAINT))
     assert blue.size == painted.size == (16, 16)
     assert painted.tobytes() != blue.tobytes()

@@ -123,7 +123,7 @@ class Page:
         """All that is pressed again and again."""
         with gr.Row(elem_id="loop"):
             self.step_button = gr.Button("Step", variant="primary", min_width=90, elem_id="step")
-            self.run_button = gr.Button("Run\u00a0×", min_width=60, elem_id="run-many")
+            self.run_button = gr.Button("Run", min_width=60, elem_id="run-many")
             self.count = gr.Number(
                 5, label="Steps of Run", precision=0, minimum=1, maximum=MOST_UPDATES,
                 container=False, show_label=False, min_width=50, elem_id="count",

@@ -93,9 +93,16 @@ body:has(#status [data-testid="status-tracker"]:not(.hide)) #stop {
     #title p {max-width: 75%}
     #brush {display: flex; align-items: center; gap: 1rem}
     #chip {margin-top: -2.4rem; text-align: right}
+    #count::after {
+        content: "steps"; position: absolute; right: 1.8rem; top: 50%; translate: 0 -50%
+    }
 }
 @media (max-width: 1024px) {
     #strength, #hold {min-width: 100% !important}
+    #ed .toolbar-wrap {width: auto; inset: 0 auto auto 0}
+    #ed :is(.toolbar-wrap, .half-container) {flex-direction: row}
+    #ed .half-container {padding: 0.2rem 0}
+    #ed .half-container:last-child {border: none}
     #history, #history .grid-wrap {height: auto !important; max-height: 420px}
     #history .grid-container {
         grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)) !important
