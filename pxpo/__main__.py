@@ -7,8 +7,8 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -45,6 +45,7 @@ from .rewards.wish import MET
 from .run import ALIKE, Run, annotate, begin, generate, judge_of, paint, resolved, scored, teach
 from .settings import EXPERIMENTS, Settings, checked, kind_of, settings_for
 from .store import (
+    LOCK,
     check_free,
     check_writable,
     claim,
@@ -378,12 +379,20 @@ def read_paint(path: Path, picture: Tensor | None) -> Tensor:
     return painted
 
 
-def kept(folder: Path) -> AbstractContextManager:
-    """Meanwhile no other command goes on with the run in `folder`; RunError where one does."""
-    held: list[AbstractContextManager] = [nullcontext()]
-    if (folder / "updates").is_dir():
-        from_first(lambda: held.append(keep_others_out(folder)))
-    return held[-1]
+@contextmanager
+def kept(folder: Path) -> Iterator[None]:
+    """Meanwhile no other command goes on with the run in `folder`, nor a page with its neighbours;
+    RunError where one does."""
+    with ExitStack() as held:
+
+        def keep() -> None:
+            if (folder / "updates").is_dir():
+                held.enter_context(keep_others_out(folder))
+                if (folder.parent / LOCK).exists():  # a page's folder
+                    held.enter_context(keep_others_out(folder.parent))
+
+        from_first(keep)
+        yield
 
 
 def go_on(options: argparse.Namespace) -> int:

@@ -32,6 +32,9 @@ from .record import FORMAT, part, read_painted, read_record, read_update
 from .rewards import Painted
 from .run import Run, Update
 
+LOCK = ".in-use"
+"""The file that a process locks in a folder that it works in."""
+
 
 def new_folder(parent: Path, name: str) -> Path:
     """A new folder `parent`/`name`-1, -2, ...; of two who ask at once each gets its own."""
@@ -286,7 +289,7 @@ def keep_others_out(folder: Path) -> IO:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".in-use", "ab")  # noqa: SIM115  # it stays open
+        file = open(folder / LOCK, "ab")  # noqa: SIM115  # it stays open
     except OSError as error:
         raise cannot_save(folder, error) from error
     try:
@@ -303,19 +306,16 @@ def keep_others_out(folder: Path) -> IO:
 def _lock(file: IO) -> None:
     """BlockingIOError where another process has it; its end, however it comes, sets it free."""
     try:
-        import fcntl
-    except ModuleNotFoundError:  # on Windows
-        import msvcrt
-
         try:
+            import fcntl
+        except ModuleNotFoundError:  # on Windows
+            import msvcrt
+
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except PermissionError as error:
-            raise BlockingIOError from error
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise BlockingIOError from error
     except OSError:  # a disk that knows no locks
         pass
 

@@ -49,7 +49,7 @@ CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
 class ModelThread:
-    """The one thread that all computing runs on.
+    """The one thread that all computing starts from.
 
     OpenMP keeps helpers for every thread that ever computes, and with more of them than cores it
     lets them sleep between any two operations: on two cores all takes half as long again. Work sees

@@ -136,6 +136,15 @@ def test_a_run_that_another_process_is_at_is_left_to_it(run, tmp_path, capsys):
     assert not list(nothing.iterdir())  # what is no run is left as it is
 
 
+def test_a_run_of_a_page_is_left_to_the_page(run, tmp_path, capsys):
+    _, out = run("color", "--updates", "1", *SMALL)
+    with keep_others_out(out.parent):
+        assert run("resume", str(out), "--updates", "2", model=False)[0] == 2
+    assert f"another process works in {str(out.parent)!r}" in capsys.readouterr().err
+    assert load_run(out).count == 1
+    assert run("resume", str(out), "--updates", "2", model=False)[0] == 0
+
+
 def test_a_run_is_its_command_s_alone_while_it_learns(run, monkeypatch):
     found = []
 

@@ -1,7 +1,9 @@
+import gc
 import json
 import shutil
 import threading
 import time
+import weakref
 from itertools import pairwise
 
 import diffusers
@@ -208,8 +210,8 @@ def test_fold_divides_a_chunk_among_the_workers_and_keeps_the_order(
 
 
 @pytest.mark.parametrize("learning", [True, False])
-@pytest.mark.parametrize(("there", "each"), [(1, 1), (5, 2)])
-def test_workers_share_the_threads_and_have_the_callers_gradient_mode(model, learning, there, each):
+@pytest.mark.parametrize("there", [1, 5])
+def test_workers_have_a_thread_each_and_the_callers_gradient_mode(model, learning, there):
     def seen() -> tuple[bool, int]:
         return torch.is_grad_enabled(), torch.get_num_threads()
 
@@ -222,7 +224,7 @@ def test_workers_share_the_threads_and_have_the_callers_gradient_mode(model, lea
                     "sample", 2, lambda _: (torch.is_grad_enabled(), torch.get_num_threads())
                 )
             )
-        assert [value for _, value in found] == [(learning, each)] * 2
+        assert [value for _, value in found] == [(learning, 1)] * 2
         assert torch.get_num_threads() == there
     finally:
         torch.set_num_threads(before)
@@ -248,6 +250,47 @@ def test_nothing_is_under_way_any_more_when_a_part_fails(model):
     with pytest.raises(RuntimeError, match="multiplied"):
         list(model.fold("sample", 2, work))
     assert ended == [slice(1, 2)]
+
+
+def test_nor_when_ctrl_c_is_pressed_meanwhile(model, monkeypatch):
+    model.workers, ended = 2, []
+
+    def work(part):
+        time.sleep(0.2)
+        ended.append(part)
+
+    def pressed(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(memory.Future, "result", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        list(model.fold("sample", 2, work))
+    assert len(ended) == 2
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_did_not_fit_is_let_go_of_before_the_next_try(workers):
+    class Held:
+        """In a tensor's place."""
+
+    folding, held, alive = memory.Folding("cpu"), weakref.WeakSet(), []
+    folding.workers, folding._largest["sample"] = workers, 4
+    together = {size: threading.Barrier(min(size, workers), timeout=20) for size in (4, 2, 1)}
+
+    def work(_):
+        alive.append(len(held))
+        together[folding._largest["sample"]].wait()
+        here = Held()
+        held.add(here)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gc.disable()  # it would come at some time
+    try:
+        with pytest.raises(PxpoError, match="Out of memory"):
+            list(folding.fold("sample", 4, work))
+    finally:
+        gc.enable()
+    assert alive == [0] * sum(min(size, workers) for size in together)
 
 
 def test_a_chunk_that_does_not_fit_is_halved_among_the_workers_too(model):
@@ -292,6 +335,7 @@ def stops(found) -> list[int]:
         torch.OutOfMemoryError("CUDA out of memory"),
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
     ],
 )
 def test_fold_halves_what_does_not_fit_and_remembers(model, error):

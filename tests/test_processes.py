@@ -200,6 +200,22 @@ def test_a_run_goes_on_in_another_number_of_processes(alone, model_folder, tmp_p
     assert_alike(alone, out)
 
 
+@pytest.mark.slow
+def test_several_machines_need_the_run_on_the_first_alone(alone, model_folder, tmp_path):
+    def each() -> None:
+        PartialState._reset_state()
+        here = tmp_path / os.environ["RANK"]
+        here.mkdir()
+        os.chdir(here)  # a machine of its own, as far as files go
+        where = ["--model", str(model_folder), "--out", "run"]
+        assert cli.main(["color", *EIGHT, "--updates", "1", *where]) == 0
+        assert cli.main(["resume", "run", "--updates", "2"]) == 0
+
+    debug_launcher(each, (), 2)
+    assert_alike(alone, tmp_path / "0" / "run")
+    assert not (tmp_path / "1" / "run").exists()
+
+
 def deadly(tmp_path: Path, model_folder: Path, victim: int) -> list[str]:
     (tmp_path / "mine.py").write_text(DEADLY.format(victim=victim))
     where = ["--reward", f"{tmp_path / 'mine.py'}:less_blue", "--model", str(model_folder)]

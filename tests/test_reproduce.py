@@ -169,7 +169,30 @@ def test_cross_talk_ends_where_another_update_would_give_noise(bench, monkeypatc
         return (yield from learn(model, run, rewards))
 
     monkeypatch.setattr(experiments, "learn", diverges)
-    assert finish(experiments.cross_talk(bench, replace(settings, updates=3))) == expected
+    found = finish(experiments.cross_talk(bench, replace(settings, updates=3)))
+    assert expected.pop("updates") == [[1, 1]] * 2 and found.pop("updates") == [[1, 3]] * 2
+    assert found == expected
+
+
+def test_what_diverges_at_its_first_update_has_figures_too(bench, monkeypatch, tmp_path):
+    bench = Bench(bench.model, tmp_path, TINY, tools=bench.tools)
+
+    def diverges(*_):
+        raise DivergedError("noise")
+        yield
+
+    monkeypatch.setattr(experiments, "learn", diverges)
+    monkeypatch.setattr(experiments, "teach", diverges)
+    results = finish(experiments.run_all(bench, ["color"]))
+    for figures in results["runs"]["color"]["PXPO"]:
+        assert figures["updates"][0] == figures["from_base"] == 0
+        assert figures["rewards"][0] == figures["rewards"][-1]
+    for figures in results["cross_talk"]["PXPO"]:
+        assert figures["moved"] == [0, 0] and report.ratios([figures]) == [1.0]
+    lines = report.shortfalls(bench, [], results, {})
+    assert any("2 of 2 runs ended early, after 0 and 0 updates" in line for line in lines)
+    page = report.write_report(bench, ["color"], results)
+    assert "ended early" in page.read_text(encoding="utf-8")
 
 
 # That it goes on, and gives the same again.
@@ -338,7 +361,7 @@ def test_what_goes_against_us_is_said():
 
 def test_cross_talk_that_is_no_less_is_said(bench):
     def talk(*ratios: float) -> list[dict]:
-        return [{"moved": [2.0, 2 * ratio]} for ratio in ratios]
+        return [{"moved": [2.0, 2 * ratio], "updates": [[4, 4]]} for ratio in ratios]
 
     talks = {"PXPO": talk(0.5), "one recipe": talk(0.95, 0.97), "DDPO": talk(0.95, 0.99)}
     lines = report.shortfalls(bench, [], {"cross_talk": talks}, {})

@@ -163,6 +163,25 @@ def test_maps_that_do_not_fit_are_refused(model, run):
         finish(learn(model, run, torch.ones(3, 16, 16)))
 
 
+def test_who_looks_between_two_parts_of_an_update_changes_nothing(model, monkeypatch):
+    """A heat-map asks for features of a picture, by the base model, whenever it is wanted."""
+    monkeypatch.setitem(model._largest, "sample", 2)
+    begun = finish(begin(model, settings(hold=1.0, timesteps=1.0), random_lora(model)))
+    run = finish(generate(model, begun))
+    maps, phases = run.trajectory.images[:, 2] - 0.5, set()
+    alone = finish(learn(model, run, maps))
+    looks = model.features(run.trajectory.images)
+    work = learn(model, run, maps)
+    while True:
+        try:
+            phases.add(next(work).phase)
+        except StopIteration as end:
+            assert_same(end.value, alone)
+            break
+        assert torch.equal(model.features(run.trajectory.images), looks)
+    assert {"comparing", "learning", "measuring", "showing"} <= phases
+
+
 @pytest.mark.parametrize("phase", ["learning", "measuring", "showing", "held-out seeds"])
 def test_a_cancelled_update_leaves_model_and_run_as_they_were(model, run, phase):
     run = finish(generate(model, run))

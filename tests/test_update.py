@@ -48,7 +48,7 @@ class StandIn(Folding):
         super().__init__("cpu")
         self.ddim = ddim
         self.parameters = {name: Parameter(value) for name, value in parameters.items()}
-        self.network, self.lora = self, 1.0
+        self.network, self.lora, self.bare = self, 1.0, False
         self._largest |= {"learn": 5, "sample": 5}
 
     def enable_adapters(self) -> None:

@@ -110,10 +110,11 @@ def best_device() -> str:
 
 
 def leave_a_core() -> None:
-    """Compute on all cores but one, unless OMP_NUM_THREADS says on how many.
+    """Share an operation among all cores but one, unless OMP_NUM_THREADS says among how many.
 
     Where other work keeps one of torch's threads waiting, all of them wait: on two cores with a
-    busy neighbour, two threads take five times as long as one.
+    busy neighbour, two threads take five times as long as one. Chunks of work that are divided (see
+    `memory.py`) keep nobody waiting.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))

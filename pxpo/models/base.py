@@ -37,7 +37,8 @@ class DiffusionModel(Folding, ABC):
     name: where it was loaded from. device: a torch device. network: what is asked at each step, and
     what a LoRA changes; a module with diffusers' adapters. latent_shape: (C, h, w). image_size:
     (H, W). defaults: what settings that are left open become. words: all that it knows, of a model
-    with a closed vocabulary. busy: whether a LoRA is attached at the moment.
+    with a closed vocabulary. busy: whether a LoRA is attached at the moment. bare: whether it is
+    switched off meanwhile.
     """
 
     name: str
@@ -49,7 +50,7 @@ class DiffusionModel(Folding, ABC):
 
     def __init__(self, device: str) -> None:
         super().__init__(device)
-        self.busy = False
+        self.busy = self.bare = False
         self._encoded = functools.lru_cache(maxsize=32)(self.encode_one)
 
     @abstractmethod
@@ -149,12 +150,20 @@ class DiffusionModel(Folding, ABC):
 
 @contextmanager
 def without_lora(model: DiffusionModel) -> Iterator[None]:
-    """The base model for a while, though a LoRA is attached."""
+    """The base model for a while, though a LoRA is attached.
+
+    Others may want it in the middle of that while: the LoRA comes back when the first one is done.
+    """
+    if model.bare:
+        yield
+        return
+    model.bare = True
     model.network.disable_adapters()
     try:
         yield
     finally:
         model.network.enable_adapters()
+        model.bare = False
 
 
 def some(cond: Cond, chosen: slice | Tensor) -> Cond:

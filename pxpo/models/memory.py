@@ -14,10 +14,11 @@ that needs less.
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -102,7 +103,7 @@ class Folding:
                 done += size
                 yield from found
                 continue
-            free_memory()  # only here has the exception let go of the tensors it held
+            free_memory()  # only here is the exception gone, which held tensors
 
     def _divided(
         self, work: Callable[[slice], Found], start: int, size: int
@@ -114,17 +115,19 @@ class Folding:
         if workers == 1:
             return [(parts[0], work(parts[0]))]
         threads, learning = torch.get_num_threads(), torch.is_grad_enabled()
+        under_way: list[Future[Found]] = []
 
         def alone(part: slice) -> Found:
-            torch.set_num_threads(max(1, threads // workers))
+            torch.set_num_threads(1)
             with torch.set_grad_enabled(learning):  # each thread has a mode of its own
                 return work(part)
 
         try:
-            under_way = [self._pool.submit(alone, part) for part in parts]
-            wait(under_way)
+            for part in parts:
+                under_way.append(self._pool.submit(alone, part))
             return [(part, one.result()) for part, one in zip(parts, under_way, strict=True)]
         finally:
+            wait(under_way)  # also where one of them fails, or Ctrl-C is pressed
             torch.set_num_threads(threads)  # some libraries know one number for all threads
 
     @functools.cached_property
@@ -150,13 +153,14 @@ def fitting(device: torch.device, used: int) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA says it by type; MPS and the CPU's allocator only in words."""
-    words = ("out of memory", "can't allocate memory")
+    """CUDA says it by type; MPS and the CPU's allocators, Windows' too, only in words."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
 
 
 def free_memory() -> None:
+    gc.collect()  # the parts of a chunk and the error of one of them hold each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -240,7 +240,7 @@ def measured(
         "drift_inside": inside,
         "drift_outside": outside,
         "diversity": diversity(base.features, bench.model.features(images)),
-        "from_base": run.updates[-1].metrics["from_base"],
+        "from_base": run.updates[-1].metrics.get("from_base", 0.0),
         "updates": [run.count, run.settings.updates],
     }  # fmt: skip
     return figures, images
@@ -262,14 +262,14 @@ def cross_talk(bench: Bench, settings: Settings) -> Generator[Progress, None, di
 
     movements: (R, h, w), how far the output of the network moves, for held-out pictures of the base
     model. moved, gain: the means in the rewarded region and in the others, of that and of what the
-    pictures gain.
+    pictures gain. updates: how many each region was taught, and was to be.
     """
     model, grid = bench.model, bench.scale.grid
     h, w = model.latent_shape[1:]
     there, latent = regions(model.image_size, grid), regions((h, w), grid)
     judge, seeds = ColorReward("blue"), held_out(settings.images)
     before = yield from sampled(model, None, settings.prompt, seeds, settings)
-    movements, gains = [], []
+    movements, gains, taught = [], [], []
     for region in there:
         run = yield from begin(model, settings)
         with contextlib.suppress(DivergedError):
@@ -277,6 +277,7 @@ def cross_talk(bench: Bench, settings: Settings) -> Generator[Progress, None, di
                 run = yield from generate(model, run)
                 assert run.trajectory is not None
                 run = yield from learn(model, run, judge(run.trajectory.images) * region)
+        taught.append([run.count, settings.updates])
         movements.append(movement(model, run.lora, before))
         after = yield from sampled(model, run.lora, settings.prompt, seeds, settings)
         gains.append((judge(after.images) - judge(before.images)).mean(0))
@@ -285,6 +286,7 @@ def cross_talk(bench: Bench, settings: Settings) -> Generator[Progress, None, di
         "moved": own_and_others(by_region(moved.square(), latent).sqrt()),
         "gain": own_and_others(by_region(torch.stack(gains), there)),
         "movements": moved.tolist(),
+        "updates": taught,
     }
 
 

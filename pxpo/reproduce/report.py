@@ -223,6 +223,9 @@ def shortfalls(
         words = against(summaries[name][method], summaries[name][RIVAL], PUBLISHED[name])
         if words:
             lines.append(f"{EXPERIMENTS[name].title}, {method}: {'; '.join(words)}.")
+    for method, talks in results["cross_talk"].items():
+        if early := ended_early([counts for one in talks for counts in one["updates"]]):
+            lines.append(f"Cross-talk, {method}: {early}.")
     for method in OURS:
         ours, theirs = (ratios(results["cross_talk"][who]) for who in (method, RIVAL))
         if fmean(ours) >= fmean(theirs) - pstdev(ours) - pstdev(theirs):
@@ -251,12 +254,8 @@ def against(one: Summary, rival: Summary, paper: Published) -> list[str]:
         words.append(f"the gain is not clearly more than {RIVAL}'s: ours is {gains}")
     if gain <= 0:
         words.append("the reward did not rise")
-    early = [done for done, wanted in one["updates"] if done < wanted]
-    if early:
-        words.append(
-            f"{len(early)} of {len(one['updates'])} runs ended early, after "
-            f"{' and '.join(map(str, early))} updates: another would have turned pictures to noise"
-        )
+    if early := ended_early(one["updates"]):
+        words.append(early)
     more = fmean(one["drift_outside"]) - fmean(rival["drift_outside"])
     if more > pstdev(one["drift_outside"]) + pstdev(rival["drift_outside"]):
         words.append(
@@ -273,9 +272,23 @@ def against(one: Summary, rival: Summary, paper: Published) -> list[str]:
     return words
 
 
+def ended_early(runs: Sequence[Sequence[int]]) -> str:
+    """Which runs did not come to their end, in words; runs: updates done, and wanted, of each."""
+    early = [done for done, wanted in runs if done < wanted]
+    return (
+        ""
+        if not early
+        else (
+            f"{len(early)} of {len(runs)} runs ended early, after {' and '.join(map(str, early))} "
+            "updates: another would have turned pictures to noise"
+        )
+    )
+
+
 def ratios(talks: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The cross-talk of each seed: how far the other regions move, beside the rewarded one."""
-    return [others / max(own, 1e-12) for own, others in (one["moved"] for one in talks)]
+    """The cross-talk of each seed: how far the other regions move, beside the rewarded one; 1, as
+    where all move alike, where nothing moves."""
+    return [others / own if own else 1.0 for own, others in (one["moved"] for one in talks)]
 
 
 def pictured(bench: Bench, name: str, runs: Mapping[str, Sequence[Any]]) -> list[Words]:
@@ -348,7 +361,7 @@ def cross_talk_blocks(bench: Bench, talks: Mapping[str, Sequence[Any]]) -> list[
     pictures: list[list[Image.Image]] = [[] for _ in places]
     for seeds in talks.values():
         moved = torch.tensor([one["movements"] for one in seeds]).mean(0)  # (R, h, w)
-        for picture, one, place in zip(pictures, moved / moved.max(), places, strict=True):
+        for picture, one, place in zip(pictures, moved / (moved.max() or 1), places, strict=True):
             picture.append(movement_picture(one, place))
     names = [f"region {number + 1}" for number in range(len(places))]
     sheet = strip(pictures, list(talks), names, side=SIDE, clear=True)
@@ -405,7 +418,8 @@ def made(bench: Bench, names: Sequence[str]) -> list[Words]:
             f"setting was chosen; held-out pictures have those from {HELD_OUT} on, of which the "
             f"first {min(SHOWN, scale.judged)} are shown. Where it was made every run lies whole "
             "in `runs/`, with all its settings in `run.json`; the figures of this page are in "
-            "`report.json`. Given the `figures.json` of its runs alone, the command writes the "
-            "same report again, and with more `--seeds` it goes on."
+            "`report.json`. Given this folder with no more of its runs than each one's "
+            "`figures.json`, the command writes the same report again, and with more `--seeds` it "
+            "goes on."
         ),
     ]

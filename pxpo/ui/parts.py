@@ -94,7 +94,7 @@ body:has(#status [data-testid="status-tracker"]:not(.hide)) #stop {
     #brush {display: flex; align-items: center; gap: 1rem}
     #chip {margin-top: -2.4rem; text-align: right}
     #count::after {
-        content: "steps"; position: absolute; right: 1.8rem; top: 50%; translate: 0 -50%
+        content: "steps"; position: absolute; left: 2.6rem; top: 50%; translate: 0 -50%
     }
 }
 @media (max-width: 1024px) {
