@@ -204,7 +204,7 @@ def test_a_run_goes_on_in_another_number_of_processes(alone, model_folder, tmp_p
 def test_several_machines_need_the_run_on_the_first_alone(alone, model_folder, tmp_path):
     def each() -> None:
         PartialState._reset_state()
-        here = tmp_path / os.environ["RANK"]
+        here = tmp_path / str(processes.state().process_index)
         here.mkdir()
         os.chdir(here)  # a machine of its own, as far as files go
         where = ["--model", str(model_folder), "--out", "run"]
