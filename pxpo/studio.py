@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from safetensors import SafetensorError
@@ -58,7 +58,16 @@ from .run import (
     teach,
 )
 from .settings import Settings, settings_for
-from .store import at_rest, cannot_save, load_run, pack, save_run, size_of, unpack
+from .store import (
+    at_rest,
+    cannot_save,
+    load_run,
+    pack,
+    save_run,
+    size_of,
+    unpack,
+    write_whole,
+)
 from .turns import ModelThread
 
 MOST_BEGUN = 16  # beginnings in memory
@@ -66,6 +75,7 @@ SHOWN = 3  # images on fixed noise after each update: this seed's, and two held-
 MOST_UPDATES = 100  # of one run
 IN_MEMORY = 8  # runs
 IN_USE = 3600  # seconds since it was used, for which no run makes room for another
+NEW = 600  # the same for one that was only begun
 KEPT_FREE = 0.1  # share of the disk space that new runs leave to those that are there
 
 NOTHING_LEFT = f"{MET}. Paint something else, or forget the wish."
@@ -77,6 +87,8 @@ TOO_LITTLE = (
 ARCHIVE = "pxpo-run.zip"
 
 RUN_ID = re.compile(r"[\w-]{16}")
+
+Neighbour = Literal["before", "after"]
 
 Work = Callable[..., Generator[Progress, None, Any]]
 """What the model works for, step by step."""
@@ -148,6 +160,7 @@ class Studio:
         self._lock = threading.Lock()
         self.pace = Pace(model)
         self.opening: Run | None = None
+        self._opening_id = secrets.token_urlsafe(12)  # of the copy that is downloaded
         with suppress(RunError, LoraError):
             self.opening = self._fitting(load_run(opening), "")
 
@@ -162,6 +175,8 @@ class Studio:
         run = self._begun.get(chosen) if lora is None else None
         if run is None:
             run = yield from self.thread.in_turn(self._begin(chosen, lora))
+        else:
+            yield from self.thread.after_own()
         if lora is None:
             self._begun[chosen] = run
             if len(self._begun) > MOST_BEGUN:
@@ -226,9 +241,30 @@ class Studio:
             if run_id in self._recent:
                 self._recent.move_to_end(run_id)
                 return self._recent[run_id]
-        if not (folder / "run.json").exists():
+        if not self._is_kept(run_id):
             raise RunError("this run is no longer kept here; start a new one, or upload it.")
-        return self._remember(self._read(run_id))
+        return self._remember(self._read(run_id), anew=False)
+
+    def follow(self, before: str, run_id: str) -> None:
+        """Remember that a person began the run `run_id` at the run `before`, if that is kept: so
+        that they find the way back, and forward again."""
+        if self._is_kept(before):
+            with suppress(OSError):
+                write_whole(self._folder(run_id) / "before", before.encode())
+                write_whole(self._folder(before) / "after", run_id.encode())
+
+    def neighbour(self, run_id: str, which: Neighbour) -> str:
+        """The run that this one was begun at, or that was begun at this one last; empty where there
+        is none that is kept."""
+        if not run_id:
+            return ""
+        with suppress(OSError, UnicodeDecodeError):
+            found = (self._folder(run_id) / which).read_text(encoding="utf-8")
+            return found if self._is_kept(found) else ""
+        return ""
+
+    def _is_kept(self, run_id: str) -> bool:
+        return bool(RUN_ID.fullmatch(run_id)) and (self.folder / run_id / "run.json").exists()
 
     def forget(self, run_id: str) -> None:
         """Free the memory of a run; it stays on disk."""
@@ -239,9 +275,9 @@ class Studio:
         """The run's LoRA in a folder that stands by itself. Whoever downloads it is told neither
         where it lies here nor the run's name, by which anybody could go on with it."""
         run = self.run(run_id)
-        run = run if run.id else self._keep(run)
-        folder = self._folder(run.id)
-        if not (folder / "run.json").exists():  # it was deleted meanwhile
+        folder = self._folder(run.id or self._opening_id)
+        if not (folder / "run.json").exists():  # of the opening; or it was deleted meanwhile
+            self._make_room(_size(run), folder.name)
             save_run(run, folder)
         try:
             return write_folder(run, folder / "lora", repo="lora")
@@ -305,7 +341,8 @@ class Studio:
     ) -> Generator[Progress, None, Run]:  # fmt: skip
         """The run after one update more."""
         run_id, run = asked.id, self.run(asked.id)
-        gone_on, gone_back = run.count != asked.count, len(run.later) != len(asked.later)
+        gone_back = len(run.later) != len(asked.later)
+        gone_on = run.lora.digest != asked.lora.digest
         if gone_back or (gone_on and painting is not None):
             raise RunError(
                 f"this run has changed while this step waited for its turn, and is at step "
@@ -416,8 +453,7 @@ class Studio:
 
     def _keep(self, run: Run) -> Run:
         if not run.id:
-            updates = run.updates + run.later
-            self._make_room(sum(_bytes(one, 3 if one.optimizer else 1) for one in updates))
+            self._make_room(_size(run))
             with self._new() as run_id:
                 return self._keep(replace(run, id=run_id))
         if run.id in self._learning:
@@ -430,9 +466,10 @@ class Studio:
             (self._folder(run.id) / ARCHIVE).unlink(missing_ok=True)
         return self._remember(run)
 
-    def _remember(self, run: Run) -> Run:
+    def _remember(self, run: Run, anew: bool = True) -> Run:
+        """The run, in memory from now on; anew: in place of what is there, which else is newer."""
         with self._lock:
-            self._recent[run.id] = run
+            run = self._recent[run.id] = run if anew else self._recent.get(run.id, run)
             self._recent.move_to_end(run.id)
             while len(self._recent) > IN_MEMORY:
                 self._recent.popitem(last=False)
@@ -446,10 +483,12 @@ class Studio:
         used = {folder: _last_used(folder) for folder in runs}
         most = self.most_bytes * (1 if run_id else 1 - KEPT_FREE)
         excess, now = sum(sizes.values()) + size - most, time.time()
-        for folder in sorted(runs, key=lambda folder: used[folder]):
+        taught = {folder: len([*(folder / "updates").glob("*")]) > 1 for folder in runs}
+        for folder in sorted(runs, key=lambda folder: (taught[folder], used[folder])):
             if excess <= 0:
                 return
-            if folder.name != run_id and now - used[folder] > IN_USE:
+            kept = IN_USE if taught[folder] else NEW
+            if folder.name != run_id and now - used[folder] > kept:
                 self.forget(folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
                 excess -= sizes[folder]
@@ -496,6 +535,11 @@ class Studio:
                 f"{MOST_PAINTED}; go on with it on the command line."
             )
         return replace(run, id=run_id, model_name=model)  # never a folder that it names
+
+
+def _size(run: Run) -> int:
+    """What a run takes on disk."""
+    return sum(_bytes(one, 3 if one.optimizer else 1) for one in run.updates + run.later)
 
 
 def _bytes(one: Update, times: int) -> int:

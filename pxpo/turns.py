@@ -125,6 +125,13 @@ class ModelThread:
                     self._having = None
                 self._moved.notify_all()
 
+    def after_own(self) -> Generator[Progress, None, None]:
+        """Wait for what the same person has asked for before, and for nobody else."""
+        caller = CALLER.get()
+        own = [one for one in self._callers if caller and one.who == caller.who]
+        if own and own[0] is not caller:
+            yield from self.in_turn(_nothing())
+
     def _next(self) -> Caller | None:
         """Who has the turn, or else is to have it."""
         if self._having:
@@ -161,3 +168,7 @@ class ModelThread:
             self._moved.wait_for(
                 lambda: caller not in self._line or self._next() is caller, timeout=SIGN
             )
+
+
+def _nothing() -> Generator[Progress, None, None]:
+    yield from ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -275,6 +276,22 @@ def plain(model, segmenter, tmp_path):
     return page
 
 
+def on(run, count: int) -> str:
+    """What the canvas calls a picture of this run."""
+    return f"{count} {run.id}"
+
+
+def test_strokes_on_another_run_s_picture_are_not_this_run_s(plain):
+    from pxpo import finish
+
+    run, other = (finish(plain.studio.start(prompt=p, steps=3, rank=2)) for p in ("lake", "hill"))
+    paint = strokes(green=slice(0, 16))
+    drawn = {"layers": [paint]}
+    assert plain.canvas.paint(run.id, drawn, None, on(run, 0)) == paint
+    assert plain.canvas.paint(run.id, drawn, None, on(other, 0)) is None
+    assert plain.canvas.paint(run.id, drawn, None, "5 ") == paint  # drawn on the opening
+
+
 def test_strokes_are_heard_once_though_the_canvas_still_shows_them(plain):
     from pxpo import RewardSpec, finish
 
@@ -282,18 +299,144 @@ def test_strokes_are_heard_once_though_the_canvas_still_shows_them(plain):
     run = finish(studio.start(prompt="a lake", steps=3, rank=2))
     paint = strokes(green=slice(0, 16), red=slice(48, 64))
     drawn = {"layers": [paint]}
-    assert canvas.paint("", drawn, None, 0) == canvas.paint(run.id, drawn, None, 0) == paint
+    assert (
+        canvas.paint("", drawn, None, "") == canvas.paint(run.id, drawn, None, on(run, 0)) == paint
+    )
     finish(studio.step(run.id, reward, paint))
     finish(studio.step(run.id, reward))
-    assert canvas.paint(run.id, drawn, None, 0) is None
-    assert canvas.paint(run.id, drawn, None, 1) == paint  # on another picture it is news
-    assert canvas.paint(run.id, drawn, None, 2) == paint
+    assert canvas.paint(run.id, drawn, None, on(run, 0)) is None
+    assert canvas.paint(run.id, drawn, None, on(run, 1)) == paint  # on another picture it is news
+    assert canvas.paint(run.id, drawn, None, on(run, 2)) == paint
     finish(studio.go_to(run.id, 0))
-    assert canvas.paint(run.id, drawn, None, 2) == paint  # nor was that picture painted
+    assert canvas.paint(run.id, drawn, None, on(run, 2)) == paint  # nor was that picture painted
     finish(studio.step(run.id, reward, strokes(green=slice(32, 40))))  # the first one once more
-    assert canvas.paint(run.id, {"layers": [strokes(green=slice(32, 40))]}, None, 0) is None
+    assert (
+        canvas.paint(run.id, {"layers": [strokes(green=slice(32, 40))]}, None, on(run, 0)) is None
+    )
     studio.forget_wish(run.id)
-    assert canvas.paint(run.id, drawn, None, 0) == paint
+    assert canvas.paint(run.id, drawn, None, on(run, 0)) == paint
+
+
+def test_back_leads_from_a_new_run_to_the_one_before_and_forward_again(plain):
+    import gradio as gr
+
+    from pxpo import RewardSpec
+
+    events, studio = plain.events, plain.studio
+    *_, first = events.start("a lake", 0, 3, None, 2)
+    *_, taught = events.learn(1, first["run"], None, RewardSpec("color"), None)
+    *_, second = events.start("a hill", 0, 3, None, 2, taught["run"])
+    can = ("back_button", "forward_button", "reset_button")
+    assert [second[name]["interactive"] for name in can] == [True, False, False]
+    (shown,) = events.back(second["run"])
+    assert shown["run"] == first["run"] and "run before this one, at step 1" in shown["status"]
+    assert shown["fields"]["prompt"] == "a lake"
+    assert [shown[name]["interactive"] for name in can] == [True, True, True]
+    (shown,) = events.forward(first["run"])
+    assert shown["run"] == second["run"] and shown["fields"]["prompt"] == "a hill"
+    shutil.rmtree(studio.folder / first["run"])  # it made room for others
+    with pytest.raises(gr.Error, match="the beginning"):
+        list(events.back(second["run"]))
+    *_, third = events.start("a lake", 0, 3, None, 2, "../../etc")
+    assert not third["back_button"]["interactive"]
+
+
+def test_a_run_that_is_no_longer_kept_is_said_to_be_so(plain):
+    from pxpo import finish
+
+    plain.studio.opening = replace(finish(plain.studio.start(steps=3, rank=2)), id="")
+    (shown,) = plain.events.open("abcdefghijklmnop")
+    assert shown["status"].startswith("Of your last visit: this run is no longer kept here")
+    (shown,) = plain.events.open("")
+    assert shown["status"].startswith("Painted once")
+
+
+def test_where_a_page_stands_tells_an_update_from_another_of_the_same_number(plain):
+    from pxpo import RewardSpec
+    from pxpo.ui.events import place
+
+    events, run = plain.events, plain.studio.run
+    *_, begun = events.start("a lake", 0, 3, None, 2)
+    for less in ("blue", "red"):
+        list(events.reset(begun["run"]))
+        sure = place(run(begun["run"]))
+        *_, shown = events.learn(1, begun["run"], sure, RewardSpec("color", {"color": less}), None)
+        if less == "blue":
+            before = shown["at"]
+    assert shown["at"][:3] == before[:3] and events.overtaken(before, begun["run"])
+    assert not events.overtaken(shown["at"], begun["run"])
+
+
+def test_the_seconds_of_a_step_are_those_from_its_turn_on(plain, monkeypatch):
+    from pxpo import finish
+    from pxpo.progress import Progress
+    from pxpo.ui import events
+
+    clock = [0.0]
+    monkeypatch.setattr(events.time, "monotonic", lambda: clock[0])
+
+    def work():
+        for ahead in (2, 1):
+            clock[0] += 50
+            yield Progress("waiting", 0, 0, ahead=ahead)
+        clock[0] += 12
+        return "done"
+
+    assert finish(plain.events.progress(work(), "Step 1")) == ("done", 12)
+
+
+def test_what_went_wrong_on_the_server_is_in_its_log_and_a_refusal_is_not(plain, capfd):
+    from pxpo.errors import RunError
+
+    def fails(error):
+        raise error
+        yield
+
+    event = plain.on_page(fails)
+    assert "RuntimeError" in [*event(RuntimeError("of CUDA, say"))][-1][plain.status]
+    assert "of CUDA, say" in capfd.readouterr().err
+    assert [*event(RunError("not now"))][-1][plain.status] == "not now"
+    assert not capfd.readouterr().err
+
+
+def test_work_that_begins_is_unfinished_before_its_first_sign(plain):
+    """Stopped then, it leaves the strokes on the picture that stays."""
+    event = plain.on_page(lambda: iter(()), begins=True)
+    assert [shown.get(plain.unfinished) for shown in event()] == [True, False]
+
+
+@pytest.mark.parametrize("own_token", [True, False])
+def test_only_who_owns_it_pushes_a_model_of_their_own(model, segmenter, tmp_path, own_token,
+                                                      monkeypatch):  # fmt: skip
+    from pxpo.studio import Studio
+    from pxpo.ui import Page
+
+    page = Page(Studio(model, segmenter, tmp_path), own_token=own_token)
+    page.build()
+    asked = []
+
+    def push(run_id, repo, **options):
+        asked.append(options["with_base"])
+        return "https://hub"
+        yield
+
+    monkeypatch.setattr(page.studio, "push", push)
+    list(page.events.push("", "me/it", False, True, "hf_x", None))
+    assert asked == [own_token] and page.with_base.visible == own_token
+
+
+def test_labels_that_a_list_does_not_offer_are_not_put_into_it(plain):
+    """Gradio would refuse every event of the page with them."""
+    from pxpo import RewardSpec
+
+    (field,) = [
+        field for (kind, name), field in zip(plain.tabs.names, plain.tabs.fields, strict=True)
+        if (kind, name) == ("segment", "labels")
+    ]  # fmt: skip
+    label = field.choices[0][1]
+    spec = RewardSpec("segment", {"labels": (label.upper(), "another segmenter's")})
+    value = plain.tabs.showing(spec)[field]
+    assert value == [label] and field.preprocess(value) == [label]
 
 
 def test_a_run_beyond_the_sliders_ends_shows_the_nearest_that_they_can_be_set_to(plain):

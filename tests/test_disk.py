@@ -144,6 +144,39 @@ def test_uploads_and_new_runs_never_cost_a_run_in_use_its_place(studio, run, tmp
     assert size_of(studio.folder) < 1.1 * studio.most_bytes  # the names of tensors are not counted
 
 
+def test_what_was_only_begun_makes_room_after_some_minutes_and_before_what_was_taught(studio, run):
+    taught = finish(studio.step(run.id, BLUE, images=2))
+    begun = [finish(studio.start(seed=seed, **SMALL)) for seed in (1, 2)]
+    for one, minutes in ((taught, 70), (begun[0], 11), (begun[1], 9)):
+        then = time.time() - 60 * minutes
+        os.utime(studio.folder / one.id, (then, then))
+    studio.most_bytes = 1.2 * size_of(studio.folder)
+    new = finish(studio.start(seed=3, **SMALL))
+    assert there(studio) == {taught.id, begun[1].id, new.id}
+
+
+def test_the_opening_is_copied_once_for_all_who_download_it(studio, run):
+    studio.opening = replace(finish(studio.step(run.id, BLUE, images=2)), id="")
+    before = there(studio)
+    first = studio.lora_file("")
+    assert studio.lora_file("") == first and studio.archive("").parent == first.parent.parent
+    assert len(there(studio) - before) == 1
+
+
+def test_a_run_that_is_read_never_takes_the_place_of_a_newer_one(studio, run, monkeypatch):
+    read = studio._read
+
+    def slowly(run_id):
+        old = read(run_id)
+        studio._remember(newer)  # an update ends meanwhile
+        return old
+
+    newer = finish(studio.step(run.id, BLUE, images=2))
+    studio.forget(run.id)
+    monkeypatch.setattr(studio, "_read", slowly)
+    assert studio.run(run.id) is newer and studio.run(run.id) is newer
+
+
 def test_what_is_looked_at_is_in_use(studio):
     runs = [finish(studio.start(seed=seed, **SMALL)) for seed in (1, 2, 3)]
     aged(studio, *runs)

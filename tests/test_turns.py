@@ -100,6 +100,24 @@ def test_one_person_s_pieces_of_work_go_on_one_after_the_other():
     assert updates(log) == ["a1", "c1", "a2", "c2", "b1", "b2"]
 
 
+def test_what_is_at_hand_waits_for_one_s_own_work_and_for_nobody_else_s():
+    """The picture of an example, which was made for others before."""
+    thread, log, who = ModelThread(), list[str](), ["me"]
+    thread.who = lambda: who[0]
+
+    def at_hand(name: str):
+        yield from thread.after_own()
+        log.append(name)
+
+    mine = [thread.iterate(person(thread, "a", 2, log)), thread.iterate(at_hand("mine"))]
+    for one in mine:
+        next(one)
+    who[0] = "another"
+    assert list(thread.iterate(at_hand("theirs"))) == [] and log[-1] == "theirs"
+    together(*mine)
+    assert log[-2:] == ["a2 ends", "mine"]
+
+
 def test_a_full_line_is_said_to_newcomers_alone():
     thread, log = ModelThread(waiting=1), list[str]()
     a, b, c = (thread.iterate(person(thread, name, 2, log)) for name in "abc")

@@ -56,6 +56,17 @@ def sketch(value: dict[str, Any] | None, waiting: Waiting) -> Image.Image | None
     return paint_of(value) or (paint if time.monotonic() < until else None)
 
 
+def name(run: Run | None) -> str:
+    """What tells the picture of a run from all others: its updates, and whose it is."""
+    return f"{run.count} {run.id}" if run else "0 "
+
+
+def named(picture: str) -> tuple[str, int]:
+    """The run and the number of updates in such a name; of none those of an opening picture."""
+    count, _, run_id = (picture or "0 ").partition(" ")
+    return run_id, int(count)
+
+
 def brush(choice: str) -> gr.Brush:
     return gr.Brush(
         colors=[GREEN, RED], default_color=GREEN if choice == PLUS else RED, color_mode="fixed",
@@ -105,20 +116,23 @@ class Canvas:
         self.drawn = gr.ImageEditor(type="pil", visible=False)
         self.waiting = gr.State()
         self.before = gr.State()  # the strokes before the last change of them, or None
-        # How many updates the picture has behind it that is on the editor, and that was in `drawn`.
-        self.shown, self.drawn_on = (gr.Number(0, precision=0, visible=False) for _ in range(2))
+        # What `name` calls the picture that is on the editor, and that was in `drawn`.
+        self.shown, self.drawn_on = (gr.Textbox(visible=False) for _ in range(2))
         self.inputs = [self.drawn, self.waiting, self.drawn_on]
 
     def paint(
-        self, run_id: str, drawn: dict[str, Any] | None, waiting: Waiting, drawn_on: int
+        self, run_id: str, drawn: dict[str, Any] | None, waiting: Waiting, drawn_on: str
     ) -> Image.Image | None:
-        """The strokes that are not part of the run's wish yet."""
+        """The strokes that are not part of the run's wish yet; none that lie on another run's
+        picture. Those on the opening are of the run that somebody begins there."""
         paint = sketch(drawn, waiting)
-        run = self._run(run_id)
+        run, (owner, count) = self._run(run_id), named(drawn_on)
         if paint is None or run is None:
             return paint
-        for one in run.painted if drawn_on <= run.count else ():
-            if torch.equal(one.picture, run.updates[drawn_on].shown[0]):
+        if owner not in ("", run.id):
+            return None
+        for one in run.painted if count <= run.count else ():
+            if torch.equal(one.picture, run.updates[count].shown[0]):
                 return without(paint, one.paint)
         return paint
 
@@ -169,8 +183,9 @@ class Canvas:
 
     def wire(self, run: gr.BrowserState, **quiet: Any) -> None:
         """Connect the brush and the clear button."""
-        bring_back = self.wrap(self._bring_back)
-        self.editor.clear(bring_back, run, [self.waiting, self.editor], **quiet)
+        self.editor.clear(
+            self.wrap(self._bring_back), run, [self.waiting, self.shown, self.editor], **quiet
+        )
         self.brush.change(
             lambda choice: gr.ImageEditor(brush=brush(choice)), self.brush, self.editor, **quiet
         )
@@ -190,14 +205,15 @@ class Canvas:
 
     def _show(
         self, run: str, waiting: tuple[Image.Image | None, float]
-    ) -> tuple[Waiting, int, Any]:
+    ) -> tuple[Waiting, str, Any]:
         paint, _ = waiting
         found = self._run(run)
         value: Any = self._value(found, paint) if found else gr.skip()
-        return (paint, time.monotonic() + SETTLING), found.count if found else 0, value
+        return (paint, time.monotonic() + SETTLING), name(found), value
 
-    def _bring_back(self, run: str) -> tuple[Waiting, Any]:
-        return None, self._value(self._run(run), None)
+    def _bring_back(self, run: str) -> tuple[Waiting, str, Any]:
+        found = self._run(run)
+        return None, name(found), self._value(found, None)
 
     def _run(self, run_id: str) -> Run | None:
         """The run of this name; of none the opening one, if there is one."""

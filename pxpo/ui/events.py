@@ -7,12 +7,13 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 from gradio.utils import get_space
 from PIL import Image
 
+from ..card import base_of
 from ..errors import PxpoError
 from ..lora import Lora
 from ..lora_files import load_lora
@@ -23,7 +24,18 @@ from ..rewards import RewardSpec
 from ..rewards.wish import MET
 from ..run import ALIKE, SHOWING, Run
 from ..studio import Studio
-from .parts import chip, errors_as_messages, large, on_canvas, refusal, served, throttled
+from .parts import (
+    chip,
+    errors_as_messages,
+    is_tiny_world,
+    large,
+    on_canvas,
+    refusal,
+    served,
+    throttled,
+)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -51,12 +63,13 @@ Shown = dict[str, Any]
 "chip", "status", "fields" (`fields`) and whether there is a step to go to ("back_button",
 "forward_button", "reset_button"), or some of them."""
 
-Place = tuple[str, int, int]
-"""Where a page stands: the name of its run, the number of updates, and that of later ones."""
+Place = tuple[str, int, int, int, str]
+"""Where a page stands: the name of its run, the numbers of updates, of later ones and of painted
+pictures, and what tells the last update from another with the same number."""
 
 
 def place(run: Run) -> Place:
-    return run.id, run.count, len(run.later)
+    return run.id, run.count, len(run.later), len(run.painted), run.lora.digest
 
 
 class Events:
@@ -67,39 +80,41 @@ class Events:
 
     def __init__(self, studio: Studio, own_token: bool) -> None:
         self.studio, self.own_token = studio, own_token
+        # A model of the operator's own is not every visitor's to push.
+        self.gives_base = not base_of(studio.model.name).hub and (
+            own_token or is_tiny_world(studio.model)
+        )
 
     # A run: begun, taught, taken back, found again.
 
     def open(self, run_id: str) -> Iterator[Shown]:
         """The run that this browser was at; else the opening one, or a new picture."""
+        run, gone = None, ""
         try:
             run = self.studio.run(run_id) if run_id else None
-        except PxpoError:
-            run = None
+        except PxpoError as error:
+            gone = f"Of your last visit: {error.for_visitors()} "
         if run:
-            status = f"Here is your run again, at step {run.count}"
-            yield {
-                **self.view(run, " · ".join([status, *self.result(run)])),
-                "fields": fields(run),
-            }
+            yield self.found_again(run, "Here is your run again")
         elif opening := self.studio.opening:
             yield {
-                **self.view(opening, f"Painted once, then {opening.count} steps. Press Step to go "
-                "on, or paint what you want."), "fields": fields(opening),
+                **self.view(opening, f"{gone}Painted once, then {opening.count} steps. Press Step "
+                "to go on, or paint what you want."), "fields": fields(opening),
             }  # fmt: skip
         else:
             yield from self.start(EXAMPLES[0].prompt, EXAMPLES[0].seed)
 
     def start(
         self, prompt: str, seed: int, steps: float | None = None,
-        guidance_scale: float | None = None, rank: float | None = None, *,
+        guidance_scale: float | None = None, rank: float | None = None, before: str = "", *,
         lora: Lora | None = None,
     ) -> Iterator[Shown]:  # fmt: skip
-        """A new run; what is None has its default."""
+        """A new run; what is None has its default. before: the run that Back leads to."""
         sampling = {"steps": steps, "guidance_scale": guidance_scale, "rank": rank}
         settings = {name: value for name, value in sampling.items() if value is not None}
         work = self.studio.start(prompt=prompt, seed=seed, lora=lora, **settings)
-        run = yield from self.progress(work, "New picture")
+        run, _ = yield from self.progress(work, "New picture")
+        self.studio.follow(before, run.id)
         yield self.view(run, self.invitation(prompt))
 
     def learn(
@@ -125,11 +140,10 @@ class Events:
             if gone_on := self.overtaken(place(run), run.id):
                 yield gone_on
                 return
-            began = time.monotonic()
             strokes = paint if reward.by_hand and number == 0 else None  # then they are the wish
             work = self.studio.step(run.id, reward, strokes, count=count, **settings)
-            run = yield from self.progress(work, f"Step {run.count + 1}", before)
-            yield self.view(run, self.summary(run, time.monotonic() - began))
+            run, seconds = yield from self.progress(work, f"Step {run.count + 1}", before)
+            yield self.view(run, self.summary(run, seconds))
             if run.met:
                 return
 
@@ -149,16 +163,29 @@ class Events:
         yield self.view(run, f"At step {run.count}, weights and all.")
 
     def back(self, run_id: str) -> Iterator[Shown]:
+        """A step back; from a run's beginning to the run before it."""
         run = self.studio.run(run_id)
-        if not run.count:
+        if run.count:
+            yield from self.go_to(run_id, run.count - 1)
+        elif before := self.studio.neighbour(run_id, "before"):
+            yield self.found_again(self.studio.run(before), "Your run before this one")
+        else:
             raise refusal("This is the beginning; there is no step before it.")
-        yield from self.go_to(run_id, run.count - 1)
 
     def forward(self, run_id: str) -> Iterator[Shown]:
+        """A step forward; from a run's newest one to the run that was begun after it."""
         run = self.studio.run(run_id)
-        if not run.later:
+        if run.later:
+            yield from self.go_to(run_id, run.count + 1)
+        elif after := self.studio.neighbour(run_id, "after"):
+            yield self.found_again(self.studio.run(after), "The run that you began after it")
+        else:
             raise refusal("This is the newest step; press Step to go on.")
-        yield from self.go_to(run_id, run.count + 1)
+
+    def found_again(self, run: Run, which: str) -> Shown:
+        """Another run of the same person's, where they left it."""
+        status = " · ".join([f"{which}, at step {run.count}", *self.result(run)])
+        return {**self.view(run, status), "fields": fields(run)}
 
     def reset(self, run_id: str) -> Iterator[Shown]:
         yield from self.go_to(run_id, 0)
@@ -166,7 +193,9 @@ class Events:
     def admit(self, file: str, *new_run: Any) -> Iterator[Shown]:
         """Go on with a downloaded run, or begin one from a LoRA; new_run: as `start` takes it."""
         if Path(file).suffix == ".zip":
+            yield from self.progress(self.studio.thread.after_own(), "Your run")
             run = self.studio.admit(Path(file))
+            self.studio.follow(new_run[-1], run.id)
             yield {**self.view(run, f"Your run, at step {run.count}."), "fields": fields(run)}
         else:
             yield from self.start(*new_run, lora=load_lora(Path(file)))
@@ -193,6 +222,7 @@ class Events:
         updates = run.updates + run.later
         shown = [update.shown[0] for update in updates]
         captions = [self.caption(run, number) for number in range(len(updates))]
+        neighbour = self.studio.neighbour
         return {
             "run": run.id,
             "at": place(run),
@@ -203,8 +233,8 @@ class Events:
             "curve": self.studio.curve(run),
             "chip": chip(self.studio.model, self.studio.pace.seconds(run.settings)),
             "status": status,
-            "back_button": gr.update(interactive=run.count > 0),
-            "forward_button": gr.update(interactive=bool(run.later)),
+            "back_button": gr.update(interactive=bool(run.count or neighbour(run.id, "before"))),
+            "forward_button": gr.update(interactive=bool(run.later or neighbour(run.id, "after"))),
             "reset_button": gr.update(interactive=run.count > 0),
         }
 
@@ -234,18 +264,26 @@ class Events:
         return None
 
     def progress(
-        self, work: Generator[Progress, None, Run], head: str, before: str = ""
-    ) -> Generator[Shown, None, Run]:
-        """Show where `work` stands, and the picture as it is denoised beside the one `before`."""
+        self, work: Generator[Progress, None, Result], head: str, before: str = ""
+    ) -> Generator[Shown, None, tuple[Result, float]]:
+        """Show where `work` stands, and the picture as it is denoised beside the one `before`.
+
+        Returns the work's result, and the seconds that it took from its turn on.
+        """
+        began = time.monotonic()
 
         def show(progress: Progress) -> Shown:
+            nonlocal began
+            if progress.ahead:
+                began = time.monotonic()
             shown: Shown = {"status": f"{head}: {progress}"}
             if before and progress.phase == SHOWING and progress.latents is not None:
                 preview = self.studio.model.decode(progress.latents[:1])[0]
                 shown["slider"] = (before, served(large(preview)))
             return shown
 
-        return (yield from throttled(work, show))
+        result = yield from throttled(work, show)
+        return result, time.monotonic() - began
 
     def invitation(self, prompt: str) -> str:
         parts = ["Paint what you want more of (green) or less of (red), then press Step."]
@@ -299,6 +337,7 @@ class Events:
                 "without. The server's own token is not for visitors."
             )
         with errors_as_messages():
+            with_base = with_base and self.gives_base
             work = self.studio.push(run_id, repo, token=token, private=private, with_base=with_base)
             link = yield from throttled(work, str)
             yield f"Pushed: [{repo}]({link})"

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,6 @@ import gradio as gr
 from gradio.utils import get_space
 from PIL import Image
 
-from ..card import base_of
 from ..embedded import EXAMPLES as PICTURES
 from ..errors import SettingError, without_folders
 from ..rewards.painting import MOST_PIXELS
@@ -213,7 +213,7 @@ class Page:
                 "Steps, guidance and rank count from the next new picture on.\n\n"
                 + offer(self.studio.model)
             )
-        self.new_run = [self.prompt, self.seed, *self.sampling]
+        self.new_run = [self.prompt, self.seed, *self.sampling, self.run]
         self.fields = {
             "prompt": self.prompt, "seed": self.seed, "images": self.images, "hold": self.hold,
             "strength": self.strength,
@@ -239,7 +239,7 @@ class Page:
                 self.private = gr.Checkbox(label="Private")
                 self.with_base = gr.Checkbox(
                     label="With the base model beside it",
-                    visible=not base_of(self.studio.model.name).hub,
+                    visible=self.events.gives_base,
                 )
             if get_space():
                 gr.LoginButton(elem_id="login")
@@ -333,10 +333,9 @@ class Page:
     def refuse_settings(self, *values: Any) -> list[dict[str, Any]]:
         """What is wrong with the fields of a new picture, each said where it is typed."""
         names = ("prompt", "seed", "steps", "guidance_scale", "rank")
-        return [
-            gr.validate(not fault, fault)
-            for fault in (self.fault(n, v) for n, v in zip(names, values, strict=True))
-        ]
+        *fields, _ = values  # and the run before
+        faults = [self.fault(n, v) for n, v in zip(names, fields, strict=True)]
+        return [gr.validate(not fault, fault) for fault in (*faults, "")]
 
     def fault(self, name: str, value: Any) -> str:
         """What is wrong with this value of a setting; mostly nothing."""
@@ -406,12 +405,15 @@ class Page:
         def event(*values: Any) -> Iterator[dict[Any, Any]]:
             try:
                 if begins:
-                    yield {button: gr.update(interactive=False) for button in self.learning}
+                    off = {button: gr.update(interactive=False) for button in self.learning}
+                    yield {**off, self.unfinished: True}
                 with errors_as_messages():
                     for shown in work(*values):
                         yield {**self.by_part(shown), self.unfinished: True}
                 yield {self.unfinished: False}
             except gr.Error as error:  # raised here it would cover the status
+                if error.print_exception:
+                    traceback.print_exception(error)
                 gr.Warning(error.message, duration=6)
                 yield {self.status: error.message, self.unfinished: None}
 

@@ -89,8 +89,18 @@ class RewardTabs:
         shown = dict(zip(self.chosen, self.choice(spec.kind), strict=True))
         for (kind, name), field in zip(self.names, self.fields, strict=True):
             if kind == spec.kind and name in spec.options:
-                shown[field] = shown_as(spec.options[name])
+                shown[field] = self._offered(field, shown_as(spec.options[name]))
         return shown
+
+    @staticmethod
+    def _offered(field: Any, value: Any) -> Any:
+        """The value as the field offers it: Gradio refuses every event of the page while a list has
+        what is not among its choices, and a run's labels may have other capitals, or be of another
+        segmenter."""
+        if not isinstance(value, list):
+            return value
+        choices = {str(choice).lower(): choice for _, choice in field.choices}
+        return [choices[one.lower()] for one in value if one.lower() in choices]
 
     def spec(self, kind: str, *values: Any) -> RewardSpec:
         """The reward that the values of `inputs` stand for; an empty field is an empty choice."""
