@@ -20,11 +20,11 @@ from tqdm import tqdm
 from .card import base_of, write_folder
 from .config import read_config, write_config
 from .embedded import TINY_WORLD
-from .errors import ProcessError, PxpoError, RewardError, RunError, SettingError
+from .errors import DivergedError, ProcessError, PxpoError, RewardError, RunError, SettingError
 from .evaluate import evaluate, write_evaluation
 from .hub import pull, push
 from .models import DiffusionModel, best_device, leave_a_core, load_model
-from .processes import end_undisturbed, end_with_the_others, first, from_first, gathered
+from .processes import end_undisturbed, end_with_the_others, first, from_first, gathered, many
 from .progress import Progress
 from .reproduce import EXPERIMENTS as PAPER_EXPERIMENTS
 from .reproduce import FULL, QUICK, Bench, reproduce
@@ -446,8 +446,9 @@ def opened(place: Path) -> tuple[Run, Path]:
 def train(
     model: DiffusionModel, run: Run, judge: Reward, folder: Path, log_with: Sequence[str] = ()
 ) -> int:
-    """Update until the run has its updates or its wish is met, saving after each; Ctrl-C and the
-    end of another process keep what was done. judge: the run's reward. log_with: trackers."""
+    """Update until the run has its updates or its wish is met, saving after each; Ctrl-C, the end
+    of another process and an update that diverges keep what was done. judge: the run's reward.
+    log_with: trackers."""
     spec = run.reward
     assert spec is not None
     try:
@@ -476,6 +477,12 @@ def train(
                 if first() and not run.updates[-1].learnt:
                     bar.write(f"Update {run.count}: {ALIKE}", file=sys.stderr)
                 bar.set_postfix_str(f"reward {run.latest[-1].here:+.4f}")
+    except DivergedError as reason:
+        end_undisturbed()  # the launcher ends all when the quickest has ended
+        if first() and run.count:
+            write_metrics(run, folder)
+            write_folder(run, folder / "lora")
+        raise DivergedError(f"{reason} {after_diverging(run)}") from reason
     except (KeyboardInterrupt, ProcessError) as reason:
         end_undisturbed()
         if first():
@@ -497,12 +504,24 @@ def train(
     return 0
 
 
+def after_diverging(run: Run) -> str:
+    """What is left of a run whose next update diverges, and the way on: no `resume`, as that draws
+    the same again."""
+    count = run.count
+    kept = f"Stopped after update {count}; all of it is kept" if count else "No update was taken"
+    smaller = "--strength" if run.settings.strength else "--learning-rate"
+    return (
+        f"{kept}. To resume it would end the same way: begin another run with a smaller {smaller}."
+    )
+
+
 def painted_now(run: Run, images: int) -> Tensor:
     """The paper's map (B, H, W) of the next update, the same for all of its images."""
     return run.painted[min(run.count, len(run.painted) - 1)].paint.expand(images, -1, -1)
 
 
 def evaluate_run(options: argparse.Namespace) -> int:
+    check_alone("evaluate")
     run, folder = opened(options.run)
     judges, tools = [read_spec(text) for text in options.judge], Tools(best_device(), code=True)
     for spec in judges:  # what can be said is said before the model is loaded
@@ -519,6 +538,7 @@ def evaluate_run(options: argparse.Namespace) -> int:
 
 def reproduce_paper(options: argparse.Namespace) -> int:
     """All of it, or what is left of it."""
+    check_alone("reproduce")
     scale = QUICK if options.quick else FULL
     scale = replace(scale, seeds=scale.seeds if options.seeds is None else options.seeds)
     if scale.seeds < 1:
@@ -536,6 +556,12 @@ def reproduce_paper(options: argparse.Namespace) -> int:
         return 130
     print(f"Written: {page}")
     return 0
+
+
+def check_alone(command: str) -> None:
+    """SettingError where many processes were started, which would all do and write the same."""
+    if many():
+        raise SettingError(f"{command} runs in one process; start it without accelerate launch.")
 
 
 def pack_run(options: argparse.Namespace) -> int:

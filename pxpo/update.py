@@ -49,6 +49,12 @@ NOISE = 1.0
 """The distance from the base model at which a LoRA has turned pictures to noise: it then says as
 much as the whole model does."""
 
+TRIES = 5
+"""How often a gradient is accumulated that leaves the range of half precision."""
+
+SMALLER = 1 / 16
+"""What is sent back then, relative to the try before: a power of two, which rounds nothing."""
+
 MEASURED = 8
 """The (image, step) pairs by which an update's size is measured."""
 
@@ -101,7 +107,7 @@ def update(
         optimizer.zero_grad()
         raise DivergedError(
             f"The gradient's norm is {gradient.norm}; the step was not taken and the LoRA is as "
-            "before. Tame the rewards, or go back an update."
+            "before. Go back some updates, take a lower strength, or another LoRA."
         )
     measured = partial(_of_measured, trajectory, len(credit))
     old, new = measured(lambda step, image: trajectory.outputs[step, image]), Tensor()
@@ -164,6 +170,8 @@ def accumulate_gradient(
 
     as described above; arguments as in `update`. A pixel's KL divergence is half the sum
     over channels of (c / sigma)^2 (out - out_base)^2, with step_weights() for c / sigma.
+
+    What leaves the range of half precision on its way back is sent again, smaller.
     """
     hold_map = torch.ones_like(credit) if hold_map is None else hold_map
     _check("credit", credit, trajectory)
@@ -180,9 +188,7 @@ def accumulate_gradient(
     # Half precision underflows on a mean over millions of terms: divide at the end, in float32.
     scale = 1.0 / (credit.abs().max().item() or 1.0)
     own_credit, own_hold = credit[mine], hold_map[mine]
-    factor = scale * (trajectory.guidance_scale if detached else 1.0)
-    totals = [torch.zeros_like(p) for p in parameters.values()]
-    divergence = 0.0
+    factor = trajectory.guidance_scale if detached else 1.0
     if learning.hold:
         with without_lora(model):
             base = yield from _outputs(model, trajectory, *pairs.unbind(1))
@@ -202,23 +208,39 @@ def accumulate_gradient(
             pull = weight**2 * own_hold[image, None] * drift
             kl = 0.5 * (pull * drift).sum().item()
             sent_back = sent_back + learning.hold * pull
-        sent_back = (factor * sent_back).to(out.device)
+        sent_back = (scale * factor * sent_back).to(out.device)
         return torch.autograd.grad(out, list(parameters.values()), sent_back), kl
 
-    for part, (gradients, kl) in model.fold("learn", len(pairs), work):
+    count = pairs_of_all * h * w
+    for _ in range(TRIES):
+        *totals, kl_sum = yield from _summed_up(model, parameters, len(pairs), work)
+        for parameter, total in zip(parameters.values(), totals, strict=True):
+            parameter.grad = total / (scale * count)
+        norm = torch.linalg.vector_norm(
+            torch.stack([p.grad.norm() for p in parameters.values() if p.grad is not None])
+        )
+        # Only float16 is that narrow: bfloat16 reaches as far as float32.
+        if norm.isfinite() or model.network.dtype != torch.float16:
+            break
+        scale *= SMALLER
+    held = max(hold_map.sum().item() / len(credit), 1e-12)
+    return Gradient(norm.item(), kl_sum.item() / (pairs_of_all * held))
+
+
+def _summed_up(
+    model: DiffusionModel,
+    parameters: dict[str, Parameter],
+    pairs: int,
+    work: Callable[[slice], tuple[Sequence[Tensor], float]],
+) -> Generator[Progress, None, list[Tensor]]:
+    """The sums over all pairs of all processes: each parameter's gradient, and the divergence."""
+    totals, divergence = [torch.zeros_like(p) for p in parameters.values()], 0.0
+    for part, (gradients, kl) in model.fold("learn", pairs, work):
         divergence += kl
         for total, gradient in zip(totals, gradients, strict=True):
             total += gradient
-        yield Progress("learning", part.stop, len(pairs))
-    *totals, kl_sum = summed([*totals, torch.tensor(divergence, dtype=torch.float64)])
-    count = pairs_of_all * h * w
-    for parameter, total in zip(parameters.values(), totals, strict=True):
-        parameter.grad = total / (scale * count)
-    norm = torch.linalg.vector_norm(
-        torch.stack([p.grad.norm() for p in parameters.values() if p.grad is not None])
-    )
-    held = max(hold_map.sum().item() / len(credit), 1e-12)
-    return Gradient(norm.item(), kl_sum.item() / (pairs_of_all * held))
+        yield Progress("learning", part.stop, pairs)
+    return summed([*totals, torch.tensor(divergence, dtype=torch.float64)])
 
 
 def step_weights(steps: Steps, step_noise: str) -> Tensor:

@@ -29,7 +29,7 @@ from pxpo import (
     settings_for,
 )
 from pxpo import __main__ as cli
-from pxpo.errors import RunError
+from pxpo.errors import DivergedError, RunError
 from pxpo.store import keep_others_out
 
 pytestmark = pytest.mark.usefixtures("in_memory")
@@ -392,6 +392,51 @@ def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(model_folder, tmp_path
     assert f"after update {step}" in said
     assert f"python -m pxpo resume {out}" in said
     assert load_lora(out / "lora").rank == 2
+
+
+@pytest.fixture
+def diverges(monkeypatch):
+    """Let the update after `count` others turn pictures to noise."""
+
+    def diverges(count: int) -> None:
+        def taught(model, run, *rest):
+            if run.count == count:
+                raise DivergedError("It would turn pictures to noise.")
+            return teach(model, run, *rest)
+
+        teach = cli.teach
+        monkeypatch.setattr(cli, "teach", taught)
+
+    return diverges
+
+
+@pytest.mark.parametrize(
+    ("how", "smaller"), [([], "--strength"), (["--paper"], "--learning-rate")], ids=["", "paper"]
+)
+def test_a_run_that_diverges_keeps_what_was_done_and_says_the_way_on(
+    run, diverges, capsys, how, smaller
+):
+    diverges(2)
+    status, out = run("color", "--updates", "4", *how, *SMALL)
+    assert status == 2 and capsys.readouterr().err.splitlines()[-1] == (
+        "pxpo: It would turn pictures to noise. Stopped after update 2; all of it is kept. To "
+        f"resume it would end the same way: begin another run with a smaller {smaller}."
+    )
+    kept = load_run(out)
+    assert kept.count == 2 and len((out / "metrics.jsonl").read_text().splitlines()) == 3
+    loaded = load_lora(out / "lora")
+    assert all(torch.equal(loaded.weights[n], w) for n, w in kept.lora.weights.items())
+    assert Image.open(out / "lora" / "strip.png").width > 100
+
+
+def test_a_run_that_diverges_at_once_claims_nothing(run, diverges, capsys):
+    diverges(0)
+    status, out = run("color", "--updates", "4", *SMALL)
+    assert status == 2 and capsys.readouterr().err.splitlines()[-1] == (
+        "pxpo: It would turn pictures to noise. No update was taken. To resume it would end the "
+        "same way: begin another run with a smaller --strength."
+    )
+    assert load_run(out).count == 0 and not (out / "lora").exists()
 
 
 def test_a_run_is_pushed_from_its_folder(run, capsys, monkeypatch):

@@ -9,7 +9,7 @@ from itertools import pairwise
 import diffusers
 import pytest
 import torch
-from conftest import random_lora, random_pipeline
+from conftest import random_lora, random_pipeline, random_vae
 from diffusers import (
     DDIMScheduler,
     EDMEulerScheduler,
@@ -397,7 +397,34 @@ def test_where_a_single_one_does_not_fit_the_model_is_asked_for_a_way_that_needs
     assert stops(model.fold("learn", 3, work)) == [3]  # the smaller sizes were of the other way
     assert done == [slice(0, 3)]
     assert not model.relieve("learn") and not model.relieve("sample")  # there is no other way
-    assert model.relieve("decode") and model.vae.use_tiling and not model.relieve("decode")
+    assert not model.relieve("decode")  # the picture is smaller than a tile may be
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(128, 128), (112, 176), (128, 40)])
+@pytest.mark.parametrize("kind", ["decode", "features"])
+def test_pictures_of_the_vae_s_own_size_are_made_and_read_in_ever_smaller_tiles(kind, size):
+    pipeline, sides = random_pipeline(), []
+    pipeline.vae = random_vae(sample_size=max(size))
+    model = StableDiffusion(pipeline, "cpu", "random", size)
+    latents = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    for part, pixels in ((model.vae.decoder, 1), (model.vae.encoder, 2)):
+        part.register_forward_pre_hook(
+            lambda _, inputs, pixels=pixels: sides.append(max(inputs[0].shape[2:]) // pixels)
+        )
+
+    def made() -> torch.Tensor:
+        return model.decode(latents) if kind == "decode" else model.features(pictures(2, *size))
+
+    whole, largest = made(), max(model.latent_shape)
+    assert sides == [largest]
+    while model.relieve(kind):
+        sides.clear()
+        change = made() - whole
+        assert len(sides) > 1 and unet.SMALLEST_TILE <= max(sides) <= 0.6 * largest
+        assert 0 < change.square().mean().sqrt() < 0.2 * whole.std()
+        largest = max(sides)
+    assert largest < 2 * unet.SMALLEST_TILE  # half of it would have been too small
 
 
 def test_learning_with_less_memory_gives_the_same_gradient(model):

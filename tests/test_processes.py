@@ -20,7 +20,7 @@ from PIL import Image
 
 from pxpo import __main__ as cli
 from pxpo import load_run, processes
-from pxpo.errors import ProcessError
+from pxpo.errors import DivergedError, ProcessError
 from pxpo.models import best_device
 from pxpo.tracking import flat
 
@@ -137,6 +137,37 @@ def test_one_of_many_has_a_device_of_its_own_and_ends_when_it_is_told_to(monkeyp
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("command", [["evaluate", "run"], ["reproduce", "--quick"]])
+def test_what_would_be_done_by_all_alike_is_refused(monkeypatch, capsys, command):
+    monkeypatch.setattr(processes, "state", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(cli, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err == (
+        f"pxpo: {command[0]} runs in one process; start it without accelerate launch.\n"
+    )
+
+
+@pytest.mark.slow
+def test_what_diverges_does_so_in_all_processes_and_one_of_them_writes(
+    model_folder, tmp_path, capfd, monkeypatch
+):
+    def diverges(model, run, *rest):
+        if run.count == 1:
+            raise DivergedError("noise")
+        return teach(model, run, *rest)
+
+    teach = cli.teach
+    monkeypatch.setattr(cli, "teach", diverges)
+    for name in ("write_metrics", "write_folder"):
+        monkeypatch.setattr(cli, name, aloud(getattr(cli, name)))
+    out = tmp_path / "run"
+    job(2, ["color", *EIGHT, "--model", model_folder, "--out", out], statuses=[2])
+    printed = capfd.readouterr()
+    assert printed.out.count("write_metrics") == printed.out.count("write_folder") == 1
+    assert printed.err.count("pxpo: noise Stopped after update 1; all of it is kept.") == 2
+    assert load_run(out).count == 1 and (out / "lora" / "README.md").exists()
 
 
 @pytest.mark.slow

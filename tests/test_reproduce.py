@@ -337,36 +337,94 @@ def test_what_goes_against_us_is_said():
     paper = report.Published("64", left=0.9)
 
     def words(ours, rival) -> str:
-        found = report.summarised({"PXPO": [ours], "DDPO": [rival]})
+        found = report.summarised({"PXPO": [ours] * 2, "DDPO": [rival] * 2})
         return "; ".join(report.against(found["PXPO"], found["DDPO"], paper))
 
     assert words(figures(-1, -0.8, -0.6), figures(-1, -0.9, -0.8)) == ""
     worse = words(figures(-1, -1, -1.1, outside=0.2, varied=0.8), figures(-1, -0.9, -0.8))
     assert worse == (
-        "DDPO gains more: ours is −0.100, DDPO's is 0.200; the reward did not rise; "
-        "more changes outside, 0.200 against 0.100 by DDPO; "
-        "80 % of the spread over seeds is left; "
+        "DDPO gains more: ours is −0.100 ± 0.000, DDPO's is 0.200 ± 0.000; "
+        "more changes outside, 0.200 ± 0.000 against 0.100 ± 0.000 by DDPO; "
+        "the reward did not rise; 80 ± 0 % of the spread over seeds is left; "
         "110% of what is not wanted is left, 90% by the paper's means, on its own base model"
     )
     assert words(figures(-1, -0.8, -0.6, updates=5), figures(-1, -0.9, -0.8)) == (
-        "1 of 1 runs ended early, after 5 updates: another would have turned pictures to noise"
+        "2 of 2 runs ended early, after 5 and 5 updates: another would have turned pictures to "
+        "noise"
     )
-    found = report.summarised({
-        "PXPO": [figures(-1, -1, -0.2), figures(-1, -1, -0.8)],
-        "DDPO": [figures(-1, -1, -0.6), figures(-1, -1, -0.5)],
-    })  # fmt: skip
-    (close,) = report.against(found["PXPO"], found["DDPO"], paper)
-    assert close.startswith("the gain is not clearly more than DDPO's: ours is 0.500 ± 0.300")
+
+
+GAINS = {
+    # Seeds differ by far more than methods do, and alike for both.
+    "clearly more": ((0.8, 0.2), (0.7, 0.12), ""),
+    "more": (
+        (0.8, 0.2), (0.4, 0.5),
+        "the gain is not clearly more than DDPO's: ours is 0.500 ± 0.300, DDPO's is 0.450 ± 0.050",
+    ),
+    "less": (
+        (0.4, 0.5), (0.8, 0.2),
+        "DDPO gains more, though not clearly: ours is 0.450 ± 0.050, DDPO's is 0.500 ± 0.300",
+    ),
+    "clearly less": (
+        (0.12, 0.7), (0.2, 0.8),
+        "DDPO gains more: ours is 0.410 ± 0.290, DDPO's is 0.500 ± 0.300",
+    ),
+    "more on one seed": (
+        (0.8,), (0.2,),
+        "the gain is not clearly more than DDPO's: ours is 0.800, DDPO's is 0.200; one seed tells "
+        "no more",
+    ),
+    "less on one seed": (
+        (0.2,), (0.8,),
+        "DDPO gains more, though not clearly: ours is 0.200, DDPO's is 0.800; one seed tells no "
+        "more",
+    ),
+}  # fmt: skip
+
+CHANGES = {
+    "clearly more": (
+        (0.8, 0.2), (0.7, 0.12),
+        "more changes outside, 0.500 ± 0.300 against 0.410 ± 0.290 by DDPO",
+    ),
+    "more": (
+        (0.8, 0.2), (0.4, 0.5),
+        "more changes outside, though not clearly, 0.500 ± 0.300 against 0.450 ± 0.050 by DDPO",
+    ),
+    "less": ((0.4, 0.5), (0.8, 0.2), ""),
+}  # fmt: skip
+
+
+def against(ours: list[dict], theirs: list[dict]) -> str:
+    found = report.summarised({"PXPO": ours, "DDPO": theirs})
+    return "; ".join(report.against(found["PXPO"], found["DDPO"], report.Published("64")))
+
+
+@pytest.mark.parametrize(("ours", "theirs", "words"), GAINS.values(), ids=GAINS)
+def test_gains_are_compared_on_the_same_seeds(ours, theirs, words):
+    both = ([figures(-1, -1, gain - 1) for gain in gains] for gains in (ours, theirs))
+    assert against(*both) == words
+
+
+@pytest.mark.parametrize(("ours", "theirs", "words"), CHANGES.values(), ids=CHANGES)
+def test_what_changes_outside_is_compared_on_the_same_seeds(ours, theirs, words):
+    mine = [figures(-1, -1, -0.5, outside=change) for change in ours]
+    rival = [figures(-1, -1, -0.6, outside=change) for change in theirs]
+    assert against(mine, rival) == words
 
 
 def test_cross_talk_that_is_no_less_is_said(bench):
     def talk(*ratios: float) -> list[dict]:
         return [{"moved": [2.0, 2 * ratio], "updates": [[4, 4]]} for ratio in ratios]
 
-    talks = {"PXPO": talk(0.5), "one recipe": talk(0.95, 0.97), "DDPO": talk(0.95, 0.99)}
+    talks = {"PXPO": talk(0.9, 0.94), "one recipe": talk(0.97, 0.95), "DDPO": talk(0.95, 0.99)}
     lines = report.shortfalls(bench, [], {"cross_talk": talks}, {})
     assert lines == ["Cross-talk, one recipe: 0.96 ± 0.01, not clearly less than DDPO's "
                      "0.97 ± 0.02."]  # fmt: skip
+    talks = {method: talk(0.5) for method in METHODS} | {"DDPO": talk(0.9)}
+    lines = report.shortfalls(bench, [], {"cross_talk": talks}, {})
+    assert lines[1] == (
+        "Cross-talk, one recipe: 0.50, not clearly less than DDPO's 0.90; one seed tells no more."
+    )
 
 
 # The command.

@@ -14,8 +14,9 @@ import transformers
 from test_rewards import quarters, random_images
 from torch.nn import functional as F
 
-from pxpo import Segmenter
+from pxpo import Segmenter, SegmentReward
 from pxpo.errors import ModelError
+from pxpo.rewards import segmentation
 
 LABELS = ("Background", "Hair", "Sky")
 STAGES = [f"stage{number}" for number in range(1, 5)]
@@ -175,3 +176,39 @@ def test_weights_that_are_not_a_segmenter_s_are_refused_for_that_reason(tmp_path
     relabelled(tmp_path, None, hidden_sizes=[8, 8, 8, 16])
     with pytest.raises(ModelError, match=r"its weights have a .* of \(.*config.json one of \("):
         Segmenter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "side", "most"),
+    [(20, 3, 16, 8), (20, 30, 256, 8), (3, 150, 1024, 1), (6, 19, 1024, 6), (3, 150, 2048, 1)],
+)
+def test_no_more_images_are_judged_at_a_time_than_all_their_classes_leave_room_for(
+    segmenter, images, classes, side, most
+):
+    """Of these sizes nothing is computed: a pixel stands for all of them."""
+    seeing, sizes = copy(segmenter), []
+    seeing.labels = tuple(map(str, range(classes)))
+    seeing.processor = lambda images, **_: {"pixel_values": torch.zeros(len(images), 3, 1, 1)}
+    seeing.model = lambda pixels: SimpleNamespace(logits=torch.zeros(len(pixels), 2, 1, 1))
+    seeing.model.device = torch.device("cpu")
+    seeing.reduced(
+        torch.zeros(1, 1, 1, 1).expand(images, 3, side, side),
+        lambda found: sizes.append(len(found)) or found[:, 0, :1, :1],
+    )
+    assert max(sizes) == most and sum(sizes) == images
+
+
+def test_what_is_kept_of_some_images_is_what_was_asked_for(segmenter, monkeypatch):
+    """And not the probabilities of all classes, of all images."""
+    images, kept = random_images(32, 32).repeat(3, 1, 1, 1), []
+    everything = segmenter.probabilities(images)
+    monkeypatch.setattr(segmentation, "MOST_VALUES", 2 * 3 * 32 * 32)
+    seeing = copy(segmenter)
+    seeing.reduced = lambda images, reduce: segmenter.reduced(
+        images, lambda found: kept.append(reduce(found)) or kept[-1]
+    )
+    reward = SegmentReward(seeing, ["Hair", "Upper-clothes"], 1)(images)
+    classes = seeing.classes(images)
+    assert [tuple(part.shape) for part in kept] == [(2, 32, 32)] * 6
+    torch.testing.assert_close(reward, everything[:, 1] + everything[:, 2])
+    assert torch.equal(classes, everything.argmax(1))

@@ -1,5 +1,6 @@
 """The closed form against the explicit loss: `update` computes Eq. 6, and nothing else."""
 
+import math
 import sys
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ from pxpo.rollout import Noise, Trajectory, rollout
 from pxpo.settings import Learning, Sampling
 from pxpo.steps import pixel_log_prob
 from pxpo.strength import NEAR
-from pxpo.update import MEASURED, _spread, accumulate_gradient, update
+from pxpo.update import MEASURED, TRIES, _spread, accumulate_gradient, update
 
 PAPER = Learning(step_noise="drawn", unconditional="exact", timesteps=1.0, hold=0.0, strength=0.0)
 EXPECTED = replace(PAPER, step_noise="expected")
@@ -43,6 +44,8 @@ def ddim(steps: int = STEPS, kind: str = "epsilon", **changes) -> Ddim:
 
 class StandIn(Folding):
     """What `update` needs of a model, in float64, with a switch for the LoRA."""
+
+    dtype = torch.float64
 
     def __init__(self, parameters: dict[str, torch.Tensor], ddim: Ddim) -> None:
         super().__init__("cpu")
@@ -625,11 +628,76 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     before = {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
     optimizer = torch.optim.AdamW(model.parameters.values(), lr=0.1)
     broken = replace(trajectory, noise=noise)
-    with pytest.raises(DivergedError, match="norm is nan.*not taken.*Tame the rewards"):
+    with pytest.raises(DivergedError, match="norm is nan.*not taken.*lower strength"):
         finish(update(model, model.parameters, optimizer, broken, credits(), PAPER))
     for name, parameter in model.parameters.items():
         assert torch.equal(parameter, before[name])
     assert not optimizer.state
+
+
+def overflowing(model, dtype: torch.dtype, largest: float = math.inf) -> list[float]:
+    """Let what is sent back to the model be infinite beyond `largest`, as in half precision; the
+    largest that is sent back in each chunk."""
+    predict, sent = model.predict, []
+
+    def hear(gradient):
+        sent.append(gradient.abs().max().item())
+        return torch.where(gradient.abs() > largest, math.inf, gradient)
+
+    def predict_and_hear(*arguments):
+        out = predict(*arguments)
+        if out.requires_grad:
+            out.register_hook(hear)
+        return out
+
+    model.predict, model.dtype = predict_and_hear, dtype
+    return sent
+
+
+HALF_OF_STEPS = replace(PAPER, timesteps=0.5, hold=0.5)
+
+
+def learnt_from(model, trajectory) -> tuple[dict[str, torch.Tensor], float]:
+    """The gradient of half of the steps, which are drawn, and its divergence."""
+    drawn = torch.Generator().manual_seed(1)
+    arguments = model, model.parameters, trajectory, credits(), HALF_OF_STEPS
+    found = finish(accumulate_gradient(*arguments, generator=drawn))
+    return {name: p.grad.clone() for name, p in model.parameters.items()}, found.kl
+
+
+def test_what_leaves_the_range_of_half_precision_is_sent_back_smaller():
+    model, trajectory = small()
+    sent = overflowing(model, torch.float16)
+    expected, kl = learnt_from(model, trajectory)
+    assert len(sent) == 2  # chunks of 5 and of 1
+    narrow, _ = small()
+    again = overflowing(narrow, torch.float16, largest=max(sent) / 100)
+    found, same_kl = learnt_from(narrow, trajectory)
+    assert again == [value / 16**tried for tried in range(3) for value in sent]
+    assert same_kl == kl
+    assert all(torch.equal(found[name], expected[name]) for name in expected)  # of the same steps
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tries"), [(torch.float16, TRIES), (torch.bfloat16, 1), (torch.float32, 1)]
+)
+def test_what_never_comes_into_range_is_not_taken(dtype, tries):
+    model, trajectory = small()
+    before = copies(model.parameters)
+    sent = overflowing(model, dtype, largest=0.0)
+    with pytest.raises(DivergedError, match="norm is (nan|inf).*not taken"):
+        finish(update(model, model.parameters, sgd(model), trajectory, credits(), PAPER))
+    assert len(sent) == 3 * tries  # chunks of 5, 5 and 2
+    assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_network_says_in_which_precision_it_computes(dtype):
+    """Also with a LoRA, which is always in single precision."""
+    model = StableDiffusion(random_pipeline().to(dtype), "cpu", "random")
+    with adapter(model, new_lora(model, 2, 0)) as parameters:
+        assert model.network.dtype == dtype
+        assert {p.dtype for p in parameters.values()} == {torch.float32}
 
 
 @pytest.fixture(params=["epsilon", "v_prediction"])

@@ -5,6 +5,7 @@ Such a family is a subclass of UNetModel: it names its stock pipeline, and encod
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -46,6 +47,9 @@ MORE_CHANNELS = {5: "depth", 7: "upscaling", 8: "editing, as InstructPix2Pix", 9
 
 SMALLEST, LARGEST = 8, 512
 """The least and the most latent pixels along a side."""
+
+SMALLEST_TILE = 16
+"""Latent pixels along a tile's side; what is smaller knows too little of the picture around it."""
 
 
 class UNetModel(DiffusionModel):
@@ -116,10 +120,21 @@ class UNetModel(DiffusionModel):
         if kind == "learn" and not self.network.is_gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
             return True
-        if kind in ("decode", "features") and not self.vae.use_tiling:
-            self.vae.enable_tiling()
-            return True
-        return False
+        return kind in ("decode", "features") and self._halve_tiles()
+
+    def _halve_tiles(self) -> bool:
+        """Tiles of half the side from now on, of the whole picture at first: the VAE's own are as
+        large as that, and it cuts no picture that is not larger. False where they would be too
+        small."""
+        vae = self.vae
+        side = vae.tile_latent_min_size if vae.use_tiling else max(self.latent_shape[1:])
+        side = 4 * math.ceil(side / 8)  # a quarter of a tile overlaps, in whole latent pixels
+        if side < SMALLEST_TILE:
+            return False
+        vae.enable_tiling()
+        vae.tile_latent_min_size = side
+        vae.tile_sample_min_size = side * pixels_per_latent(vae.config)
+        return True
 
     def _more(self, cond: Cond) -> dict[str, Any]:
         """What the UNet is told besides the text, of what `encode` gave."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ CLOTHES = "mattmdjaga/segformer_b2_clothes"
 """The paper's segmenter, for photographs of people."""
 
 SPECK = 0.001  # share of a picture; what is smaller is no thing to be named
+
+MOST_IMAGES, MOST_VALUES = 8, 2**27
+"""Images at a time, and the probabilities of all classes in them: half a GiB, and as much again
+for what they are made from."""
 
 
 class Segmenter:
@@ -68,20 +72,25 @@ class Segmenter:
         )
 
     @torch.no_grad()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Class probabilities (B, classes, H, W) on the CPU of images (B, 3, H, W) in [0, 1]."""
-        parts = []
-        for part in images.split(8):
+    def reduced(self, images: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `reduce` makes of the class probabilities (B, classes, H, W) of images (B, 3, H, W)
+        in [0, 1], some images at a time; on the CPU."""
+        parts, each = [], len(self.labels) * images.shape[2] * images.shape[3]
+        for part in images.split(min(MOST_IMAGES, max(MOST_VALUES // each, 1))):
             pixels = (part.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
             inputs = self.processor(images=list(pixels), return_tensors="pt", **self.whole)
             logits = self.model(inputs["pixel_values"].to(self.model.device)).logits
             logits = F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
-            parts.append(logits.softmax(1).cpu())
+            parts.append(reduce(logits.softmax(1)).cpu())
         return torch.cat(parts)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """All class probabilities (B, classes, H, W) of images (B, 3, H, W) in [0, 1]."""
+        return self.reduced(images, lambda found: found)
 
     def classes(self, images: Tensor) -> Tensor:
         """The likeliest class of each pixel, (B, H, W) long."""
-        return self.probabilities(images).argmax(1)
+        return self.reduced(images, lambda found: found.argmax(1))
 
     def found(self, classes: Tensor) -> list[str]:
         """The labels of what there is in `classes` (H, W) long, the largest first."""
@@ -171,7 +180,7 @@ class SegmentReward:
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to (B, H, W) in [-1, 0] or [0, 1]."""
         chosen = sorted({self.segmenter.index(label) for label in self.labels})
-        return self.sign * self.segmenter.probabilities(images)[:, chosen].sum(1)
+        return self.sign * self.segmenter.reduced(images, lambda found: found[:, chosen].sum(1))
 
 
 def labels_of(tools: Tools) -> tuple[str, ...]:
