@@ -465,6 +465,26 @@ def test_what_is_downloaded_lies_where_gradio_hands_it_out(tmp_path):
     assert [*copy.parent.iterdir()] == [copy]  # a hundred downloads take the place of one
 
 
+def test_an_upload_does_not_stay_once_it_was_read(plain, tmp_path):
+    from gradio.utils import get_upload_folder
+
+    from pxpo.errors import PxpoError
+
+    *_, begun = plain.events.start("a lake", 0, 3, None, 2)
+    place = Path(get_upload_folder()) / "somebody's"
+    place.mkdir(parents=True)
+    for make in (plain.studio.archive, plain.studio.lora_file):
+        own = make(begun["run"])
+        upload = Path(shutil.copy(own, place))
+        *_, shown = plain.events.admit(str(upload), "a lake", 0, 3, None, 2, begun["run"])
+        assert shown["run"] != begun["run"] and shown["back_button"]["interactive"]
+        assert not upload.exists() and own.exists()
+    (upload := place / "no.zip").write_bytes(b"no run")
+    with pytest.raises(PxpoError):
+        list(plain.events.admit(str(upload), "a lake", 0, 3, None, 2, ""))
+    assert not upload.exists()
+
+
 def test_the_page_shows_the_model_s_own_settings(plain):
     steps, guidance, rank = plain.sampling
     assert (steps.value, guidance.value, rank.value, plain.images.value) == (50, 7.5, 8, 4)

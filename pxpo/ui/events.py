@@ -26,6 +26,7 @@ from ..run import ALIKE, SHOWING, Run
 from ..studio import Studio
 from .parts import (
     chip,
+    discarded,
     errors_as_messages,
     is_tiny_world,
     large,
@@ -191,14 +192,16 @@ class Events:
         yield from self.go_to(run_id, 0)
 
     def admit(self, file: str, *new_run: Any) -> Iterator[Shown]:
-        """Go on with a downloaded run, or begin one from a LoRA; new_run: as `start` takes it."""
-        if Path(file).suffix == ".zip":
-            yield from self.progress(self.studio.thread.after_own(), "Your run")
-            run = self.studio.admit(Path(file))
-            self.studio.follow(new_run[-1], run.id)
-            yield {**self.view(run, f"Your run, at step {run.count}."), "fields": fields(run)}
-        else:
-            yield from self.start(*new_run, lora=load_lora(Path(file)))
+        """Go on with a downloaded run, or begin one from a LoRA; new_run: as `start` takes it. The
+        file goes: it may have gigabytes, which nobody counts where uploads lie."""
+        with discarded(Path(file)) as upload:
+            if upload.suffix == ".zip":
+                yield from self.progress(self.studio.thread.after_own(), "Your run")
+                run = self.studio.admit(upload)
+                self.studio.follow(new_run[-1], run.id)
+                yield {**self.view(run, f"Your run, at step {run.count}."), "fields": fields(run)}
+            else:
+                yield from self.start(*new_run, lora=load_lora(upload))
 
     def stopped(self, run_id: str) -> Shown:
         """Where the run stands after work that Stop cut off."""

@@ -213,6 +213,16 @@ def offered(file: Path) -> str:
     return str(copy)
 
 
+@contextlib.contextmanager
+def discarded(file: Path) -> Iterator[Path]:
+    """An uploaded file, for a while; then Gradio's folder is rid of it."""
+    try:
+        yield file
+    finally:
+        if file.resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+            file.unlink(missing_ok=True)
+
+
 def setting(name: str, label: str, value: Any = None, note: str = "") -> gr.Number:
     """A number field with settings.py's help; its limits are checked, and explained, there.
 
