@@ -581,11 +581,18 @@ def test_painting_with_a_finger_on_a_phone(visit, studio):
 def test_another_prompt_begins_another_run(page):
     new_picture(page)
     prompt = page.locator("#prompt textarea")
+    before = prompt.input_value()
     prompt.fill("red taxi in traffic with a zeppelin")
     prompt.press("Enter")
     press(page, "fresh", "never learnt the word zeppelin")
     page.locator("#history img").first.wait_for(timeout=PATIENCE)
     assert page.locator("#history img").count() == 1
+    press(page, "back", "Your run before this one, at step 0")  # nothing of it is lost
+    page.wait_for_function(
+        "before => document.querySelector('#prompt textarea').value == before", arg=before,
+        timeout=PATIENCE,
+    )  # fmt: skip
+    press(page, "forward", "The run that you began after it, at step 0")
 
 
 @pytest.mark.slow
@@ -835,6 +842,12 @@ def test_the_downloaded_run_goes_on_elsewhere(sketch, visit, studio, tmp_path):
         other.locator("#upload").click()
     chooser.value.set_files(archive)
     says(other, "Your run, at step 1")
+    folder, size = Path(gradio.utils.get_upload_folder()), archive.stat().st_size
+    offered = folder / "pxpo"  # what is to be downloaded, and stays for a while
+    assert not [
+        file for file in folder.rglob("*.zip")
+        if file.stat().st_size == size and not file.is_relative_to(offered)
+    ]  # fmt: skip
     settle(other)
     press(other, "step", "Step 2 ·")  # its wish came along
     assert len(wish(studio)) == 1
