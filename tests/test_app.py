@@ -584,7 +584,7 @@ def test_another_prompt_begins_another_run(page):
     before = prompt.input_value()
     prompt.fill("red taxi in traffic with a zeppelin")
     prompt.press("Enter")
-    press(page, "fresh", "never learnt the word zeppelin")
+    says(page, "never learnt the word zeppelin")
     page.locator("#history img").first.wait_for(timeout=PATIENCE)
     assert page.locator("#history img").count() == 1
     press(page, "back", "Your run before this one, at step 0")  # nothing of it is lost
