@@ -93,11 +93,12 @@ def measured(lab: Lab, experiment: str, folder: Path) -> dict[str, Any]:
 
 
 def run(lab: Lab, names: list[str], seeds: range, changes: dict[str, Any]) -> None:
-    """Of the runs in RUNS that are finished; their seeds and settings are that command's own."""
+    """Of the runs in RUNS that are finished, and whole: where they were made. Their seeds and
+    settings are that command's own."""
     bench = Bench(lab.model, RUNS, FULL)
     for experiment, seed, method in itertools.product(names, FULL.run_seeds, METHODS):
         folder = run_folder(bench, experiment, method, seed)
-        if (folder / "figures.json").exists():
+        if (folder / "figures.json").exists() and (folder / "run.json").exists():
             key = {"experiment": experiment, "recipe": method, "seed": seed, "changes": changes}
             lab.once(key, functools.partial(measured, lab, experiment, folder))
 
