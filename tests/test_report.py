@@ -9,7 +9,7 @@ from statistics import fmean
 
 from pxpo import Tools, finish, load_model, reproduce
 from pxpo.embedded import ASSETS
-from pxpo.measures import signed
+from pxpo.measures import signed, spread
 from pxpo.reproduce import EXPERIMENTS, FULL, METHODS, Bench, report
 
 SHIPPED = ASSETS / "report"
@@ -35,9 +35,8 @@ def test_the_readme_says_what_the_report_has():
         (line,) = (one for one in lines if one.startswith(f"| {title} |") and one.count("|") == 7)
         cells = [cell.strip(" *").split(",")[0] for cell in line.split("|")[3:7]]
         one = record["summary"][name]
-        before = fmean(one["DDPO"]["before"])
-        afters = [fmean(one[method]["after"]) for method in METHODS]
-        assert cells == [signed(value, 3) for value in (before, *afters)]
+        afters = [spread(one[method]["after"], 3, 1) for method in METHODS]
+        assert cells == [signed(fmean(one["DDPO"]["before"]), 3), *afters]
     (line,) = (one for one in lines if one.startswith("| how far a region"))
-    talks = [fmean(report.ratios(record["cross_talk"][method])) for method in METHODS]
-    assert [cell.strip(" *") for cell in line.split("|")[4:7]] == [f"{one:.2f}" for one in talks]
+    talks = [spread(report.ratios(record["cross_talk"][method]), 2, 1) for method in METHODS]
+    assert [cell.strip(" *") for cell in line.split("|")[4:7]] == talks
