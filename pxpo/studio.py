@@ -247,15 +247,16 @@ class Studio:
 
     def follow(self, before: str, run_id: str) -> None:
         """Remember that a person began the run `run_id` at the run `before`, if that is kept: so
-        that they find the way back, and forward again."""
+        that they find the way back, and forward again. It comes after all that they began there."""
         if self._is_kept(before):
+            while after := self.neighbour(before, "after"):
+                before = after
             with suppress(OSError):
                 write_whole(self._folder(run_id) / "before", before.encode())
                 write_whole(self._folder(before) / "after", run_id.encode())
 
     def neighbour(self, run_id: str, which: Neighbour) -> str:
-        """The run that this one was begun at, or that was begun at this one last; empty where there
-        is none that is kept."""
+        """The run that comes before or after this one; empty where there is none that is kept."""
         if not run_id:
             return ""
         with suppress(OSError, UnicodeDecodeError):

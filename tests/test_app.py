@@ -334,6 +334,13 @@ def test_back_leads_from_a_new_run_to_the_one_before_and_forward_again(plain):
     assert [shown[name]["interactive"] for name in can] == [True, True, True]
     (shown,) = events.forward(first["run"])
     assert shown["run"] == second["run"] and shown["fields"]["prompt"] == "a hill"
+    *_, another = events.start("a tree", 0, 3, None, 2, first["run"])  # begun at the first as well
+    for run_id, step, there in (
+        (another["run"], events.back, second["run"]), (second["run"], events.back, first["run"]),
+        (first["run"], events.forward, second["run"]),
+        (second["run"], events.forward, another["run"]),
+    ):  # fmt: skip
+        assert next(step(run_id))["run"] == there
     shutil.rmtree(studio.folder / first["run"])  # it made room for others
     with pytest.raises(gr.Error, match="the beginning"):
         list(events.back(second["run"]))
