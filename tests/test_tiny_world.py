@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from assets.world import __main__ as world
-from assets.world import autoencoder, measure, scenes, sharp, text, training
+from assets.world import autoencoder, measure, relatives, scenes, sharp, text, training
 from assets.world.segmenter import dice_loss
 from pxpo import ColorReward, Noise, Segmenter, finish, load_model, rollout, settings_for
 from pxpo.embedded import TINY_SEGMENTER, TINY_WORLD
@@ -93,6 +93,19 @@ def test_one_command_makes_it_all_from_nothing(tmp_path):
     assert images.shape == (1, 256, 256, 3)
     assert Segmenter(out / "tiny_world_segmenter").labels == scenes.LABELS
     assert "PSNR" in (out / "tiny_world" / "README.md").read_text()
+
+
+@made
+@pytest.mark.slow
+def test_a_relative_of_another_width_shares_its_latents(tmp_path):
+    for width, predicts in ((32, "epsilon"), (96, "v_prediction")):
+        out = tmp_path / predicts
+        relatives.make(width, predicts, steps=2, out=out, count=8, batch=4)
+        relative = load_model(str(out))
+        assert relative.network.config.block_out_channels[0] == width
+        assert relative.scheduler.config.prediction_type == predicts
+        assert relative.latent_shape == load_model(TINY_WORLD).latent_shape
+    assert [file.name for file in tmp_path.glob("latents*")] == ["latents-8.safetensors"]
 
 
 @made
