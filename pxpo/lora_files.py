@@ -78,10 +78,12 @@ def save_lora(lora: Lora, folder: Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name.replace(f".{ADAPTER}.", "."): w for name, w in lora.weights.items()}
+    config = lora_config(lora.rank, lora.alpha).to_dict()
+    config["target_modules"] = sorted(config["target_modules"])  # PEFT has a set, in any order
     StableDiffusionPipeline.save_lora_weights(
         folder,
         unet_lora_layers=convert_state_dict_to_diffusers(state),
-        unet_lora_adapter_metadata=lora_config(lora.rank, lora.alpha).to_dict(),
+        unet_lora_adapter_metadata=config,
     )
     kohya = convert_state_dict_to_kohya({f"unet.{name}": w for name, w in state.items()})
     for name in kohya:

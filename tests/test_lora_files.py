@@ -9,6 +9,7 @@ import torch
 from conftest import prediction, random_lora, random_pipeline, same_weights, with_lora
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pxpo.errors import LoraError
@@ -413,6 +414,12 @@ def test_saving_and_loading_is_exact(model, tmp_path, alpha):
         assert (loaded.rank, loaded.alpha) == (lora.rank, lora.alpha)
         assert same_weights(loaded, lora)
         assert all(weight.dtype == torch.float32 for weight in loaded.weights.values())
+
+
+def test_nothing_in_a_file_is_in_an_order_of_chance(model, tmp_path):
+    with safe_open(save_lora(random_lora(model), tmp_path), "pt") as opened:
+        config = json.loads(opened.metadata()["lora_adapter_metadata"])
+    assert config["unet.target_modules"] == sorted(TARGETS)  # a set's order is each process's own
 
 
 @pytest.mark.parametrize("alpha", [2.0, 5.0])
