@@ -346,7 +346,7 @@ def test_what_goes_against_us_is_said():
         "DDPO gains more: ours is −0.100 ± 0.000, DDPO's is 0.200 ± 0.000; "
         "more changes outside, 0.200 ± 0.000 against 0.100 ± 0.000 by DDPO; "
         "the reward did not rise; 80 ± 0 % of the spread over seeds is left; "
-        "110% of what is not wanted is left, 90% by the paper's means, on its own base model"
+        "110 % of what is not wanted is left, 90 % by the paper's means, on its own base model"
     )
     assert words(figures(-1, -0.8, -0.6, updates=5), figures(-1, -0.9, -0.8)) == (
         "2 of 2 runs ended early, after 5 and 5 updates: another would have turned pictures to "

@@ -283,7 +283,7 @@ def against(one: Summary, rival: Summary, paper: Published) -> list[str]:
         words.append(f"{spread(one['diversity'], 0)} % of the spread over seeds is left")
     if paper.left and (left := fmean(one["after"]) / fmean(one["before"])) > paper.left:
         words.append(
-            f"{left:.0%} of what is not wanted is left, {paper.left:.0%} by the paper's means, on "
+            f"{100 * left:.0f} % of what is not wanted is left, {100 * paper.left:.0f} % by the paper's means, on "
             "its own base model"
         )
     return words
@@ -302,14 +302,14 @@ def unclear(more: Sequence[float], less: Sequence[float]) -> str:
 
 def ended_early(runs: Sequence[Sequence[int]]) -> str:
     """Which runs did not come to their end, in words; runs: updates done, and wanted, of each."""
-    early = [done for done, wanted in runs if done < wanted]
+    early = sorted(done for done, wanted in runs if done < wanted)
+    if not early:
+        return ""
+    *others, last = map(str, early)
+    counts = f"{', '.join(others)} and {last}" if others else last
     return (
-        ""
-        if not early
-        else (
-            f"{len(early)} of {len(runs)} runs ended early, after {' and '.join(map(str, early))} "
-            "updates: another would have turned pictures to noise"
-        )
+        f"{len(early)} of {len(runs)} runs ended early, after {counts} updates: another would have "
+        "turned pictures to noise"
     )
 
 
