@@ -283,8 +283,8 @@ def against(one: Summary, rival: Summary, paper: Published) -> list[str]:
         words.append(f"{spread(one['diversity'], 0)} % of the spread over seeds is left")
     if paper.left and (left := fmean(one["after"]) / fmean(one["before"])) > paper.left:
         words.append(
-            f"{100 * left:.0f} % of what is not wanted is left, {100 * paper.left:.0f} % by the paper's means, on "
-            "its own base model"
+            f"{100 * left:.0f} % of what is not wanted is left, {100 * paper.left:.0f} % by the "
+            "paper's means, on its own base model"
         )
     return words
 
