@@ -1,4 +1,5 @@
-"""Carrying over: how far each of ten updates moves what a model says, on models of many sizes."""
+"""Carrying over: how far each of ten updates moves what a model says, and its pictures, on models
+of many sizes."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
@@ -36,7 +38,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 """The one recipe, and the rate that the first version had for rewards that are computed."""
 
-SMALL = {"steps": 5, "images": 2, "timesteps": 1.0}  # for models that a CPU can hardly bear
+SMALL = {"steps": 5, "images": 2, "shown": 1, "timesteps": 1.0}  # for models that a CPU can hardly bear
 
 
 SHAPES = {"Stable Diffusion 1.4's shape": "v1", "SDXL's shape": "xl_base"}
@@ -55,8 +57,9 @@ def random_model(shape: str, name: str) -> DiffusionModel:
     return StableDiffusion(pipeline, "cpu", name)
 
 
-def moved(model: DiffusionModel, settings: Settings) -> list[float]:
-    """The relative change of the output by each update, over all of the pairs it learnt from."""
+def moved(model: DiffusionModel, settings: Settings) -> dict[str, list[float]]:
+    """By each update: the relative change of the output, over all images and steps, and the mean
+    change of colour of the pictures that are shown, 0 to 1."""
     run, changes = finish(begin(model, settings)), []
     for _ in range(UPDATES):
         run = finish(generate(model, run))
@@ -64,14 +67,16 @@ def moved(model: DiffusionModel, settings: Settings) -> list[float]:
         assert trajectory is not None
         run = finish(learn(model, run, ColorReward("blue")(trajectory.images)))
         changes.append(relative_change(outputs(model, run.lora, trajectory), trajectory.outputs))
-    return changes
+    shown = torch.stack([one.shown / 255 for one in run.updates])
+    pictures = (shown[1:] - shown[:-1]).abs().flatten(1).mean(1)
+    return {"moved": changes, "pictures": pictures.tolist()}
 
 
 def measured(lab: Lab, name: str, way: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
     small = SMALL if name in SHAPES else {}
-    settings = {"images": 4, "shown": 1, "seed": seed, **small, **WAYS[way], **changes}
+    settings = {"images": 4, "seed": seed, **small, **WAYS[way], **changes}
     model = lab.model if name == "Tiny World" else opened(name)
-    return {"moved": moved(model, model.filled(settings_for("color", **settings)))}
+    return moved(model, model.filled(settings_for("color", **settings)))
 
 
 @functools.lru_cache(maxsize=1)
@@ -88,9 +93,12 @@ def run(lab: Lab, names: list[str], seeds: range, changes: dict[str, Any]) -> No
 
 def report(lab: Lab, changes: dict[str, Any]) -> str:
     lines = [one for one in lab.read(changes) if "way" in one]
-    rows = [
-        [one["model"], one["way"], *(f"{100 * change:.1f}" for change in one["moved"])]
-        for one in lines
-    ]
-    columns = ["change of the output in %, by update", ""]
-    return table([*columns, *(str(number + 1) for number in range(UPDATES))], rows)
+    columns = [str(number + 1) for number in range(UPDATES)]
+    parts = []
+    for name, title in (("moved", "of the output"), ("pictures", "of the pictures' colours")):
+        rows = [
+            [one["model"], one["way"], *(f"{100 * change:.1f}" for change in one[name])]
+            for one in lines
+        ]
+        parts.append(table([f"change {title} in %, by update", "", *columns], rows))
+    return "\n\n".join(parts)
