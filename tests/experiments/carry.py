@@ -38,8 +38,8 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 """The one recipe, and the rate that the first version had for rewards that are computed."""
 
-SMALL = {"steps": 5, "images": 2, "shown": 1, "timesteps": 1.0}  # for models that a CPU can hardly bear
-
+SMALL = {"steps": 5, "images": 2, "shown": 1, "timesteps": 1.0}
+"""For models that a CPU can hardly bear."""
 
 SHAPES = {"Stable Diffusion 1.4's shape": "v1", "SDXL's shape": "xl_base"}
 """Of UNets, by the folders of their configs."""
