@@ -133,9 +133,10 @@ def outputs(model: DiffusionModel, lora: Lora, trajectory: Trajectory) -> Tensor
 
 
 def movement(model: DiffusionModel, lora: Lora, trajectory: Trajectory) -> Tensor:
-    """How far the LoRA moves what the network says at each latent pixel, (h, w): the root mean
-    square over the images and steps of a trajectory of the base model."""
+    """How far the LoRA moves what the network says, as velocity, at each latent pixel, (h, w): the
+    root mean square over the images and steps of a trajectory of the base model."""
     change = outputs(model, lora, trajectory) - trajectory.outputs
+    change *= trajectory.steps.w.view(-1, 1, 1, 1, 1)
     return change.square().mean((0, 1, 2)).sqrt()
 
 

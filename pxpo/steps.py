@@ -2,9 +2,12 @@
 
     x_prev = a x_t + c out + sigma z,    z ~ N(0, 1)
     x_0    = p x_t + q out
+    v      = u x_t + w out
 
 A schedule is these numbers for each step. They are all that learning needs: a pixel's
-log-probability (Eq. 5) and its gradient.
+log-probability (Eq. 5) and its gradient. v, the velocity, is what every network says in one way or
+another: sqrt(alpha) noise - sqrt(1 - alpha) x_0. A change of it means as much at each step; one of
+the noise does not, of which a hundredth is another picture where nearly all is noise.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from .errors import SettingError
 class Steps:
     """The T steps of one sampling run, from noise to image; or one of them, by `steps[i]`.
 
-    t: (T,) long, the training time each step starts from. a, c, sigma, p, q: (T,) float32, as
-    above; sigma >= 0.
+    t: (T,) long, the training time each step starts from. a, c, sigma, p, q, u, w: (T,) float32,
+    as above; sigma >= 0.
     """
 
     t: Tensor
@@ -32,6 +35,8 @@ class Steps:
     sigma: Tensor
     p: Tensor
     q: Tensor
+    u: Tensor
+    w: Tensor
 
     def __len__(self) -> int:
         return len(self.t)
@@ -46,6 +51,10 @@ class Steps:
     def expected_image(self, x_t: Tensor, out: Tensor) -> Tensor:
         """The x_0 (B, C, h, w) that x_t and the network's output amount to at one step."""
         return self.p * x_t + self.q * out
+
+    def velocity(self, x_t: Tensor, out: Tensor) -> Tensor:
+        """The v (B, C, h, w) that x_t and the network's output amount to at one step."""
+        return self.u * x_t + self.w * out
 
     def expected_noise(self, x_t: Tensor, out: Tensor, x_0: Tensor) -> Tensor:
         """E[z | x_t, x_0] (B, C, h, w): the step noise that the finished x_0 speaks for.
@@ -66,7 +75,7 @@ def epsilon_steps(t: Tensor, alpha: Tensor, alpha_prev: Tensor, sigma: Tensor) -
     """
     signal, noise = alpha.double().sqrt(), (1 - alpha.double()).sqrt()
     one = torch.ones_like(signal)
-    return _ddim(t, alpha_prev, sigma, (1 / signal, -noise / signal), (0 * one, one))
+    return _ddim(t, alpha, alpha_prev, sigma, (1 / signal, -noise / signal), (0 * one, one))
 
 
 def velocity_steps(t: Tensor, alpha: Tensor, alpha_prev: Tensor, sigma: Tensor) -> Steps:
@@ -75,11 +84,12 @@ def velocity_steps(t: Tensor, alpha: Tensor, alpha_prev: Tensor, sigma: Tensor) 
     Nothing is divided by the signal, so alpha may be 0 (zero terminal SNR).
     """
     signal, noise = alpha.double().sqrt(), (1 - alpha.double()).sqrt()
-    return _ddim(t, alpha_prev, sigma, (signal, -noise), (noise, signal))
+    return _ddim(t, alpha, alpha_prev, sigma, (signal, -noise), (noise, signal))
 
 
 def _ddim(
     t: Tensor,
+    alpha: Tensor,
     alpha_prev: Tensor,
     sigma: Tensor,
     image: tuple[Tensor, Tensor],
@@ -92,12 +102,14 @@ def _ddim(
     signal = alpha_prev.double().sqrt()
     direction = (1 - alpha_prev.double() - sigma.double() ** 2).clamp(min=0).sqrt()
     a, c = (signal * i + direction * n for i, n in zip(image, noise, strict=True))
-    return Steps(t, *(number.to(sigma.dtype) for number in (a, c, sigma, *image)))
+    start, started = alpha.double().sqrt(), (1 - alpha.double()).sqrt()
+    u, w = (start * n - started * i for i, n in zip(image, noise, strict=True))
+    return Steps(t, *(number.to(sigma.dtype) for number in (a, c, sigma, *image, u, w)))
 
 
 def flow_steps(sigmas: Tensor, train_steps: int = 1000, churn: float = 0.7) -> Steps:
     """The SDE of a rectified flow, x = (1 - sigma) x_0 + sigma noise, whose network predicts
-    noise - x_0 (Flow-GRPO, Liu et al., arXiv 2505.05470).
+    noise - x_0 (Flow-GRPO, Liu et al., arXiv 2505.05470), which is taken for v as it is.
 
     sigmas: (T + 1,), from at most 1 to at least 0, where each step starts and the last ends. A step
     from sigma = 1 takes the churn of the next, which would be infinite there. churn: 0 is the ODE.
@@ -108,7 +120,8 @@ def flow_steps(sigmas: Tensor, train_steps: int = 1000, churn: float = 0.7) -> S
     s = churn * (below / (1 - below)).sqrt()
     a = 1 + s**2 * dt / (2 * now)
     c = (1 + s**2 * (1 - now) / (2 * now)) * dt
-    numbers = (a, c, s * (-dt).sqrt(), torch.ones_like(now), -now)
+    one = torch.ones_like(now)
+    numbers = (a, c, s * (-dt).sqrt(), one, -now, 0 * one, one)
     return Steps((now * train_steps).long(), *(number.to(sigmas.dtype) for number in numbers))
 
 

@@ -1,10 +1,11 @@
 """A step of known size: how far an update moves what the network says, measured and then set.
 
-A learning rate means nothing across models: one that moves a small network's output by three
-percent an update rewrites a large one's. So the optimizer gives the step's direction alone. Its
-size is scaled until the network's output changes by `strength`, relative to itself:
+A learning rate means nothing across models: one that moves what a small network says by three
+percent an update rewrites what a large one says. So the optimizer gives the step's direction alone.
+Its size is scaled until what the network says, as velocity v (steps.py), changes by `strength`,
+relative to itself:
 
-    sqrt(mean (out' - out)^2 / mean out^2)  =  strength
+    sqrt(mean (v' - v)^2 / mean v^2)  =  strength
 
 The change is nearly linear in the step, so that the first scaling nearly always meets it.
 """

@@ -16,8 +16,8 @@ Departures from the paper, all but the first of them settings:
 - `step_noise="expected"` puts E[z | x_t, x_0] for z. As the reward is a function of x_0, the mean
   gradient would be the same and what is left out is noise (Rao-Blackwell), were the model's own
   mean right. That is the mean without guidance: an early step is guided well past where its picture
-  ends, the same way in all pictures. Each step is as loud as another in what the network says,
-  while |c / sigma| weighs the last, detail-making steps most.
+  ends, the same way in all pictures. Each step is as loud as another in what the network says, as
+  velocity, while |c / sigma| weighs the last, detail-making steps most.
 - `strength` sets the size of the step by what it changes (strength.py).
 - `hold` adds a per-pixel KL divergence to the base model where the map says nothing.
 - `unconditional="detached"` and `timesteps` < 1 trade exactness for speed.
@@ -110,7 +110,7 @@ def update(
             "before. Go back some updates, take a lower strength, or another LoRA."
         )
     measured = partial(_of_measured, trajectory, len(credit))
-    old, new = measured(lambda step, image: trajectory.outputs[step, image]), Tensor()
+    old, new = measured(lambda *pairs: trajectory.outputs[pairs]), Tensor()
 
     def measure() -> float:
         nonlocal new
@@ -137,10 +137,11 @@ def distance_from_base(model: DiffusionModel, trajectory: Trajectory) -> float:
 
     Raises DivergedError where that is so far that pictures are noise.
     """
-    step, image = _spread(len(trajectory.steps), trajectory.outputs.shape[1], MEASURED)
+    pairs = _spread(len(trajectory.steps), trajectory.outputs.shape[1], MEASURED)
     with without_lora(model):
-        base = finish(_outputs(model, trajectory, step, image))
-    return _short_of_noise(relative_change(trajectory.outputs[step, image], base))
+        base = finish(_outputs(model, trajectory, *pairs))
+    now, base = (velocity(trajectory, *pairs, out) for out in (trajectory.outputs[pairs], base))
+    return _short_of_noise(relative_change(now, base))
 
 
 def _short_of_noise(distance: float) -> float:
@@ -245,9 +246,10 @@ def _summed_up(
 
 def step_weights(steps: Steps, step_noise: str) -> Tensor:
     """(T,): what z is multiplied by in d log p / d out: c / sigma for the noise as drawn, infinite
-    where sigma is 0, but such steps are never learnt from; its sign for the expected noise."""
+    where sigma is 0, but such steps are never learnt from; for the expected noise its sign, times
+    w = d v / d out, so that each step is as loud as another in v."""
     ratio = steps.c / steps.sigma
-    return ratio if step_noise == "drawn" else ratio.sign()
+    return ratio if step_noise == "drawn" else ratio.sign() * steps.w
 
 
 def _predict(
@@ -260,6 +262,12 @@ def _predict(
     """What the network says (P, C, h, w) at these (P,) steps of these (P,) images."""
     x_t, t = trajectory.latents[step, image], trajectory.steps.t[step]
     return model.predict(x_t, t, some(trajectory.cond, image), trajectory.uncond, guidance_scale)
+
+
+def velocity(trajectory: Trajectory, step: Tensor, image: Tensor, out: Tensor) -> Tensor:
+    """What the network says (P, C, h, w) at these (P,) steps of these images, as velocity."""
+    at = trajectory.steps[step.view(-1, 1, 1, 1)]
+    return at.velocity(trajectory.latents[step, image], out)
 
 
 def _outputs(
@@ -281,13 +289,15 @@ def _outputs(
 def _of_measured(
     trajectory: Trajectory, images: int, what: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """`what` (P, C, h, w) of the MEASURED pairs of all processes' `images`, of which each process
-    knows its own: from their steps and the trajectory's images, (P,) each."""
+    """What the network says, as velocity (P, C, h, w), at the MEASURED pairs of all processes'
+    `images`, of which each process knows its own. what: the network's outputs, from the pairs'
+    steps and the trajectory's images, (P,) each."""
     step, image = _spread(len(trajectory.steps), images, MEASURED)
     mine = share(images)
     own = (mine.start <= image) & (image < mine.stop)
     found = trajectory.outputs.new_zeros(len(step), *trajectory.outputs.shape[2:])
-    found[own] = what(step[own], image[own] - mine.start)
+    pairs = step[own], image[own] - mine.start
+    found[own] = velocity(trajectory, *pairs, what(*pairs))
     return summed([found])[0]
 
 

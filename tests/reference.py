@@ -3,6 +3,7 @@ what the affine steps are tested against."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,9 +61,21 @@ class Ddim:
         eps, x_0 = self.noise_and_image(x_t, out)
         return self.alpha_prev**0.5 * x_0 + (1 - self.alpha_prev - self.sigma**2) ** 0.5 * eps
 
+    def velocity(self, x_t: Tensor, out: Tensor) -> Tensor:
+        eps, x_0 = self.noise_and_image(x_t, out)
+        return self.alpha**0.5 * eps - (1 - self.alpha) ** 0.5 * x_0
+
     @property
     def loudness(self) -> Tensor:
-        """|d mean / d out| / sigma, by differentiation."""
+        """|d mean / d out| / sigma."""
+        return (self._slope(self.mean) / self.sigma).abs()
+
+    @property
+    def loudness_in_velocity(self) -> Tensor:
+        """|d mean / d v| / sigma."""
+        return self.loudness / self._slope(self.velocity)
+
+    def _slope(self, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """d of / d out, by differentiation."""
         out = torch.zeros_like(self.alpha).requires_grad_()
-        (slope,) = torch.autograd.grad(self.mean(torch.zeros_like(out), out).sum(), out)
-        return (slope / self.sigma).abs()
+        return torch.autograd.grad(of(torch.zeros_like(out), out).sum(), out)[0]

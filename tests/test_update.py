@@ -159,14 +159,14 @@ def explicit_loss(model, trajectory, credit, learning, hold_map=None, chosen=Non
     """-mean of A log p + hold * mean of hold_map * KL, in the words of the paper.
 
     By the expected noise: A times the mean's way towards the one that the finished picture wants,
-    of size 1 over each image and as loud at each step.
+    of size 1 over each image and as loud at each step, in v.
     """
     hold_map = torch.ones_like(credit) if hold_map is None else hold_map
     chosen = range(len(trajectory.steps)) if chosen is None else chosen
     drawn, losses = learning.step_noise == "drawn", []
     for index in chosen:
         at, x_t = model.ddim[index], trajectory.latents[index]
-        loud = 1 if drawn else 1 / at.loudness
+        loud = 1 if drawn else 1 / at.loudness_in_velocity
         mean = at.mean(x_t, predicted(model, trajectory, index, learning))
         if drawn:
             gain = pixel_log_prob(trajectory.latents[index + 1], mean, at.sigma)
@@ -286,16 +286,50 @@ def test_the_cotangent_is_minus_credit_times_noise_times_slope_over_sigma(seed, 
     assert_same(cotangent, {"out": expected})
 
 
-def test_as_drawn_late_steps_are_loudest_and_by_the_expected_noise_all_are_alike():
-    model, trajectory = table(steps=50)
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_as_drawn_late_steps_are_loudest_and_by_the_expected_noise_all_are_alike_in_v(kind):
+    model, trajectory = table(steps=50, kind=kind)
     ones = torch.ones(IMAGES, H, W, dtype=torch.float64)
     drawn, expected = (
         closed_form(model, trajectory, ones, learning)["out"].square().mean((2, 3, 4)).sqrt()
         for learning in (PAPER, EXPECTED)
     )  # (T, B)
     assert (drawn.argmax(0) == 48).all()
-    torch.testing.assert_close(expected, expected[:1, :1].expand(50, IMAGES))
-    assert expected[0, 0].item() == pytest.approx(1 / (50 * IMAGES * H * W))
+    # dJ / d out = dJ / d v * d v / d out, and v = (noise - sqrt(1 - alpha) x_t) / sqrt(alpha).
+    in_v = expected * model.ddim.alpha[:, None] ** 0.5 if kind == "epsilon" else expected
+    torch.testing.assert_close(in_v, in_v[:1, :1].expand(50, IMAGES))
+    assert in_v[0, 0].item() == pytest.approx(1 / (50 * IMAGES * H * W))
+
+
+class SaidAsNoise(SmallModel):
+    """A network that predicts v, which says it as noise."""
+
+    def predict(self, x_t, t, *rest):
+        alpha = self.ddim.alpha[(t[:, None] == self.ddim.t).nonzero()[:, 1]].view(-1, 1, 1, 1)
+        return alpha**0.5 * super().predict(x_t, t, *rest) + (1 - alpha) ** 0.5 * x_t
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.05])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("recipe", [PAPER, EXPECTED], ids=["drawn", "expected"])
+@pytest.mark.parametrize("unconditional", ["exact", "detached"])
+def test_it_is_all_one_whether_a_network_says_v_or_the_noise(
+    unconditional, recipe, guidance_scale, strength
+):
+    learning = replace(recipe, strength=strength, unconditional=unconditional, hold=0.1)
+    found = []
+    for kind, network in (("v_prediction", SmallModel), ("epsilon", SaidAsNoise)):
+        model = network(ddim(kind=kind))
+        for parameter in model.parameters.values():
+            parameter.data *= 0.1  # not too far from the base
+        trajectory = sampled(model, double(IMAGES, TOKENS, WIDTH, seed=7), guidance_scale)
+        optimizer = sgd(model)
+        report = finish(update(model, model.parameters, optimizer, trajectory, credits(), learning))
+        found.append((report, model.parameters, trajectory.latents))
+    (one, learnt, walked), (other, learnt_too, walked_too) = found
+    torch.testing.assert_close(walked, walked_too)
+    assert vars(one) == pytest.approx(vars(other), rel=1e-6)
+    assert_same(learnt, learnt_too)
 
 
 @pytest.mark.parametrize("learning", [PAPER, EXPECTED], ids=["drawn", "expected"])
@@ -524,8 +558,16 @@ def test_an_update_changes_what_the_model_says_by_its_strength_whatever_the_rate
         torch.testing.assert_close(share, size.expand_as(share), rtol=1e-5, atol=0)
 
 
-def measured(trajectory, pairs: list[tuple[int, int]], now, before) -> float:
-    """The root mean square of what changed at these (step, image) over that of what was."""
+EIGHT = [(0, 0), (0, 1), (1, 2), (1, 0), (2, 1), (2, 2), (3, 0), (3, 1)]
+"""Eight pairs, spread over the four steps, of three images in turn."""
+
+
+def measured(model, trajectory, now, before, pairs=EIGHT) -> float:
+    """The root mean square of what changed in v at these (step, image) over that of what was."""
+    now, before = (
+        torch.stack([model.ddim[i].velocity(trajectory.latents[i], out[i]) for i in range(STEPS)])
+        for out in (now, before)
+    )
     change = torch.stack([now[step, image] - before[step, image] for step, image in pairs])
     was = torch.stack([before[step, image] for step, image in pairs])
     return (change.square().mean() / was.square().mean()).sqrt().item()
@@ -536,10 +578,6 @@ def said_now(model, trajectory) -> torch.Tensor:
     """What the model says now, guided, at every step of every image: (T, B, C, h, w)."""
     exact = replace(PAPER, unconditional="exact")
     return torch.stack([predicted(model, trajectory, i, exact) for i in range(STEPS)])
-
-
-EIGHT = [(0, 0), (0, 1), (1, 2), (1, 0), (2, 1), (2, 2), (3, 0), (3, 1)]
-"""Eight pairs, spread over the four steps, of three images in turn."""
 
 
 @pytest.mark.parametrize("unconditional", ["exact", "detached"])
@@ -553,10 +591,11 @@ def test_what_an_update_moved_is_measured_with_guidance_at_eight_pairs(unconditi
     model.disable_adapters()
     base = said_now(model, trajectory)
     model.enable_adapters()
-    assert report.moved == pytest.approx(measured(trajectory, EIGHT, now, trajectory.outputs))
-    assert report.from_base == pytest.approx(measured(trajectory, EIGHT, now, base))
+    said = trajectory.outputs
+    assert report.moved == pytest.approx(measured(model, trajectory, now, said))
+    assert report.from_base == pytest.approx(measured(model, trajectory, now, base))
     everywhere = [(step, image) for step in range(STEPS) for image in range(IMAGES)]
-    assert report.moved != pytest.approx(measured(trajectory, everywhere, now, trajectory.outputs))
+    assert report.moved != pytest.approx(measured(model, trajectory, now, said, everywhere))
     assert report.from_base > 2 * report.moved  # it was far from there before
 
 
@@ -773,8 +812,8 @@ def test_what_an_update_of_a_unet_moved_is_what_one_sees_from_outside(
     with adapter(real_model, lora):
         before = said_now(real_model, trajectory)
     assert 0.03 / NEAR <= report.moved <= 0.03 * NEAR
-    assert report.moved == pytest.approx(measured(trajectory, EIGHT, now, before), rel=1e-3)
-    assert report.from_base == pytest.approx(measured(trajectory, EIGHT, now, base), rel=1e-3)
+    assert report.moved == pytest.approx(measured(real_model, trajectory, now, before), rel=1e-3)
+    assert report.from_base == pytest.approx(measured(real_model, trajectory, now, base), rel=1e-3)
     assert report.from_base > 2 * report.moved
 
 

@@ -41,6 +41,9 @@ WAYS: dict[str, dict[str, Any]] = {
 SMALL = {"steps": 5, "images": 2, "shown": 1, "timesteps": 1.0}
 """For models that a CPU can hardly bear."""
 
+EACH = (slice(None), *(None,) * 4)
+"""Index of the numbers of each step, beside (T, B, C, h, w)."""
+
 SHAPES = {"Stable Diffusion 1.4's shape": "v1", "SDXL's shape": "xl_base"}
 """Of UNets, by the folders of their configs."""
 
@@ -58,15 +61,20 @@ def random_model(shape: str, name: str) -> DiffusionModel:
 
 
 def moved(model: DiffusionModel, settings: Settings) -> dict[str, list[float]]:
-    """By each update: the relative change of the output, over all images and steps, and the mean
-    change of colour of the pictures that are shown, 0 to 1."""
+    """By each update: the relative change of what the network says, as velocity, over all images
+    and steps, and the mean change of colour of the pictures that are shown, 0 to 1."""
     run, changes = finish(begin(model, settings)), []
     for _ in range(UPDATES):
         run = finish(generate(model, run))
         trajectory = run.trajectory
         assert trajectory is not None
         run = finish(learn(model, run, ColorReward("blue")(trajectory.images)))
-        changes.append(relative_change(outputs(model, run.lora, trajectory), trajectory.outputs))
+        at, x_t = trajectory.steps[EACH], trajectory.latents[:-1]
+        now, before = (
+            at.velocity(x_t, said)
+            for said in (outputs(model, run.lora, trajectory), trajectory.outputs)
+        )
+        changes.append(relative_change(now, before))
     shown = torch.stack([one.shown / 255 for one in run.updates])
     pictures = (shown[1:] - shown[:-1]).abs().flatten(1).mean(1)
     return {"moved": changes, "pictures": pictures.tolist()}
@@ -95,7 +103,7 @@ def report(lab: Lab, changes: dict[str, Any]) -> str:
     lines = [one for one in lab.read(changes) if "way" in one]
     columns = [str(number + 1) for number in range(UPDATES)]
     parts = []
-    for name, title in (("moved", "of the output"), ("pictures", "of the pictures' colours")):
+    for name, title in (("moved", "of what is said"), ("pictures", "of the pictures' colours")):
         rows = [
             [one["model"], one["way"], *(f"{100 * change:.1f}" for change in one[name])]
             for one in lines
