@@ -102,8 +102,8 @@ def _ddim(
     signal = alpha_prev.double().sqrt()
     direction = (1 - alpha_prev.double() - sigma.double() ** 2).clamp(min=0).sqrt()
     a, c = (signal * i + direction * n for i, n in zip(image, noise, strict=True))
-    start, started = alpha.double().sqrt(), (1 - alpha.double()).sqrt()
-    u, w = (start * n - started * i for i, n in zip(image, noise, strict=True))
+    of_noise, of_image = alpha.double().sqrt(), (1 - alpha.double()).sqrt()
+    u, w = (of_noise * n - of_image * i for i, n in zip(image, noise, strict=True))
     return Steps(t, *(number.to(sigma.dtype) for number in (a, c, sigma, *image, u, w)))
 
 
