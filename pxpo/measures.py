@@ -135,9 +135,17 @@ def outputs(model: DiffusionModel, lora: Lora, trajectory: Trajectory) -> Tensor
 def movement(model: DiffusionModel, lora: Lora, trajectory: Trajectory) -> Tensor:
     """How far the LoRA moves what the network says, as velocity, at each latent pixel, (h, w): the
     root mean square over the images and steps of a trajectory of the base model."""
-    change = outputs(model, lora, trajectory) - trajectory.outputs
-    change *= trajectory.steps.w.view(-1, 1, 1, 1, 1)
-    return change.square().mean((0, 1, 2)).sqrt()
+    now, before = (
+        velocities(trajectory, said)
+        for said in (outputs(model, lora, trajectory), trajectory.outputs)
+    )
+    return (now - before).square().mean((0, 1, 2)).sqrt()
+
+
+def velocities(trajectory: Trajectory, outputs: Tensor) -> Tensor:
+    """What the network's outputs (T, B, C, h, w) along a trajectory amount to, as velocity."""
+    steps = trajectory.steps[torch.arange(len(outputs)).view(-1, 1, 1, 1, 1)]
+    return steps.velocity(trajectory.latents[: len(outputs)], outputs)
 
 
 def regions(size: tuple[int, int], grid: tuple[int, int]) -> Tensor:

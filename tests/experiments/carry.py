@@ -23,7 +23,7 @@ from pxpo import (
     settings_for,
 )
 from pxpo.embedded import SINGLE_FILE
-from pxpo.measures import outputs
+from pxpo.measures import outputs, velocities
 from pxpo.models import StableDiffusion
 from pxpo.settings import Settings
 from pxpo.strength import relative_change
@@ -40,9 +40,6 @@ WAYS: dict[str, dict[str, Any]] = {
 
 SMALL = {"steps": 5, "images": 2, "shown": 1, "timesteps": 1.0}
 """For models that a CPU can hardly bear."""
-
-EACH = (slice(None), *(None,) * 4)
-"""Index of the numbers of each step, beside (T, B, C, h, w)."""
 
 SHAPES = {"Stable Diffusion 1.4's shape": "v1", "SDXL's shape": "xl_base"}
 """Of UNets, by the folders of their configs."""
@@ -69,9 +66,8 @@ def moved(model: DiffusionModel, settings: Settings) -> dict[str, list[float]]:
         trajectory = run.trajectory
         assert trajectory is not None
         run = finish(learn(model, run, ColorReward("blue")(trajectory.images)))
-        at, x_t = trajectory.steps[EACH], trajectory.latents[:-1]
         now, before = (
-            at.velocity(x_t, said)
+            velocities(trajectory, said)
             for said in (outputs(model, run.lora, trajectory), trajectory.outputs)
         )
         changes.append(relative_change(now, before))
