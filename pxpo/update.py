@@ -137,10 +137,13 @@ def distance_from_base(model: DiffusionModel, trajectory: Trajectory) -> float:
 
     Raises DivergedError where that is so far that pictures are noise.
     """
-    pairs = _spread(len(trajectory.steps), trajectory.outputs.shape[1], MEASURED)
+    step, image, weight = _measured_pairs(trajectory.steps, trajectory.outputs.shape[1])
     with without_lora(model):
-        base = finish(_outputs(model, trajectory, *pairs))
-    now, base = (velocity(trajectory, *pairs, out) for out in (trajectory.outputs[pairs], base))
+        base = finish(_outputs(model, trajectory, step, image))
+    now, base = (
+        weight * velocity(trajectory, step, image, out)
+        for out in (trajectory.outputs[step, image], base)
+    )
     return _short_of_noise(relative_change(now, base))
 
 
@@ -289,23 +292,33 @@ def _outputs(
 def _of_measured(
     trajectory: Trajectory, images: int, what: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """What the network says, as velocity (P, C, h, w), at the MEASURED pairs of all processes'
-    `images`, of which each process knows its own. what: the network's outputs, from the pairs'
-    steps and the trajectory's images, (P,) each."""
-    step, image = _spread(len(trajectory.steps), images, MEASURED)
+    """What the network says, as weighted velocity (P, C, h, w), at the measured pairs of all
+    processes' `images`, of which each process knows its own. what: the network's outputs, from the
+    pairs' steps and the trajectory's images, (P,) each."""
+    step, image, weight = _measured_pairs(trajectory.steps, images)
     mine = share(images)
     own = (mine.start <= image) & (image < mine.stop)
     found = trajectory.outputs.new_zeros(len(step), *trajectory.outputs.shape[2:])
     pairs = step[own], image[own] - mine.start
-    found[own] = velocity(trajectory, *pairs, what(*pairs))
+    found[own] = weight[own] * velocity(trajectory, *pairs, what(*pairs))
     return summed([found])[0]
 
 
-def _spread(steps: int, images: int, count: int) -> tuple[Tensor, Tensor]:
-    """(P,) steps, each from the middle of an equal share of all, and (P,) images in turn: at most
-    `count` pairs."""
-    pairs = torch.arange(min(count, steps * images))
-    return (2 * pairs + 1) * steps // (2 * len(pairs)), pairs % images
+def _measured_pairs(steps: Steps, images: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(P,) steps, (P,) images in turn, and (P, 1, 1, 1) the weights of what is found there: at most
+    MEASURED pairs, whose weighted squares speak for those of all steps.
+
+    A change of the output changes v by w. Of a network that says noise most of it is in few early
+    steps (60 % in a tenth of Stable Diffusion's), so there more is measured, each counting less:
+    importance sampling, half by w^2 and half by equal shares, which the size of v itself needs
+    (a defensive mixture: Hesterberg, Technometrics 37, 1995).
+    """
+    loud = steps.w.double().square()
+    density = 0.5 * loud / loud.mean() + 0.5  # of mean 1; 1 everywhere for a network that says v
+    pairs = torch.arange(min(MEASURED, len(steps) * images))
+    middles = (pairs.double() + 0.5) * len(steps) / len(pairs)
+    step = torch.searchsorted(density.cumsum(0), middles, right=True)
+    return step, pairs % images, density[step].rsqrt().to(steps.w.dtype).view(-1, 1, 1, 1)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from pxpo.rollout import Noise, Trajectory, rollout
 from pxpo.settings import Learning, Sampling
 from pxpo.steps import pixel_log_prob
 from pxpo.strength import NEAR
-from pxpo.update import MEASURED, TRIES, _spread, accumulate_gradient, update
+from pxpo.update import MEASURED, TRIES, _measured_pairs, accumulate_gradient, update
 
 PAPER = Learning(step_noise="drawn", unconditional="exact", timesteps=1.0, hold=0.0, strength=0.0)
 EXPECTED = replace(PAPER, step_noise="expected")
@@ -301,6 +301,12 @@ def test_as_drawn_late_steps_are_loudest_and_by_the_expected_noise_all_are_alike
     assert in_v[0, 0].item() == pytest.approx(1 / (50 * IMAGES * H * W))
 
 
+def everywhere(steps, images) -> tuple[torch.Tensor, ...]:
+    """All pairs, each as much as any other."""
+    step, image = torch.cartesian_prod(torch.arange(len(steps)), torch.arange(images)).unbind(1)
+    return step, image, torch.ones(len(step), 1, 1, 1, dtype=steps.w.dtype)
+
+
 class SaidAsNoise(SmallModel):
     """A network that predicts v, which says it as noise."""
 
@@ -314,8 +320,10 @@ class SaidAsNoise(SmallModel):
 @pytest.mark.parametrize("recipe", [PAPER, EXPECTED], ids=["drawn", "expected"])
 @pytest.mark.parametrize("unconditional", ["exact", "detached"])
 def test_it_is_all_one_whether_a_network_says_v_or_the_noise(
-    unconditional, recipe, guidance_scale, strength
+    unconditional, recipe, guidance_scale, strength, monkeypatch
 ):
+    """Measured at the same pairs; which ones is the one thing that depends on what it says."""
+    monkeypatch.setattr(sys.modules["pxpo.update"], "_measured_pairs", everywhere)
     learning = replace(recipe, strength=strength, unconditional=unconditional, hold=0.1)
     found = []
     for kind, network in (("v_prediction", SmallModel), ("epsilon", SaidAsNoise)):
@@ -558,19 +566,31 @@ def test_an_update_changes_what_the_model_says_by_its_strength_whatever_the_rate
         torch.testing.assert_close(share, size.expand_as(share), rtol=1e-5, atol=0)
 
 
-EIGHT = [(0, 0), (0, 1), (1, 2), (1, 0), (2, 1), (2, 2), (3, 0), (3, 1)]
-"""Eight pairs, spread over the four steps, of three images in turn."""
+STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
-def measured(model, trajectory, now, before, pairs=EIGHT) -> float:
-    """The root mean square of what changed in v at these (step, image) over that of what was."""
+def measured(model, trajectory, now, before, pairs=None) -> float:
+    """The root mean square of what changed in v, over that of what was: at these pairs, each as
+    much as any other, or at the eight of which half go by w^2, each counting the less for it."""
+    density = torch.ones(STEPS)
+    if pairs is None:
+        loud = model.ddim.steps.w.square()
+        density = (1 + loud / loud.mean()) / 2
+        middles = [(number + 0.5) / 8 * STEPS for number in range(8)]
+        steps = [int((density.cumsum(0) < middle).sum()) for middle in middles]
+        pairs = [(step, number % IMAGES) for number, step in enumerate(steps)]
     now, before = (
         torch.stack([model.ddim[i].velocity(trajectory.latents[i], out[i]) for i in range(STEPS)])
         for out in (now, before)
     )
-    change = torch.stack([now[step, image] - before[step, image] for step, image in pairs])
-    was = torch.stack([before[step, image] for step, image in pairs])
-    return (change.square().mean() / was.square().mean()).sqrt().item()
+    change = sum(
+        (now[step, image] - before[step, image]).square().sum() / density[step]
+        for step, image in pairs
+    )
+    was = sum(before[step, image].square().sum() / density[step] for step, image in pairs)
+    return (change / was).sqrt().item()
 
 
 @torch.no_grad()
@@ -584,7 +604,7 @@ def said_now(model, trajectory) -> torch.Tensor:
 def test_what_an_update_moved_is_measured_with_guidance_at_eight_pairs(unconditional):
     """Of all steps and of all images."""
     model, trajectory = small()
-    assert STEPS * IMAGES > MEASURED == len(EIGHT)
+    assert STEPS * IMAGES > MEASURED == 8
     learning = replace(EXPECTED, strength=0.05, unconditional=unconditional)
     report = finish(update(model, model.parameters, sgd(model), trajectory, credits(), learning))
     now = said_now(model, trajectory)
@@ -594,24 +614,40 @@ def test_what_an_update_moved_is_measured_with_guidance_at_eight_pairs(unconditi
     said = trajectory.outputs
     assert report.moved == pytest.approx(measured(model, trajectory, now, said))
     assert report.from_base == pytest.approx(measured(model, trajectory, now, base))
-    everywhere = [(step, image) for step in range(STEPS) for image in range(IMAGES)]
-    assert report.moved != pytest.approx(measured(model, trajectory, now, said, everywhere))
+    all_pairs = [(step, image) for step in range(STEPS) for image in range(IMAGES)]
+    assert report.moved != pytest.approx(measured(model, trajectory, now, said, all_pairs))
     assert report.from_base > 2 * report.moved  # it was far from there before
 
 
 @pytest.mark.parametrize(
     ("steps", "images", "pairs"),
     [
-        (4, 3, EIGHT),
+        (4, 3, [(0, 0), (0, 1), (1, 2), (1, 0), (2, 1), (2, 2), (3, 0), (3, 1)]),
         (1, 1, [(0, 0)]),
         (2, 3, [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]),
         (20, 1, [(1, 0), (3, 0), (6, 0), (8, 0), (11, 0), (13, 0), (16, 0), (18, 0)]),
         (50, 4, [(3, 0), (9, 1), (15, 2), (21, 3), (28, 0), (34, 1), (40, 2), (46, 3)]),
     ],
 )
-def test_the_measured_pairs_are_the_middles_of_equal_shares_of_the_steps(steps, images, pairs):
-    spread = _spread(steps, images, MEASURED)
-    assert torch.stack(spread, 1).tolist() == [list(pair) for pair in pairs]
+def test_of_a_network_that_says_v_the_middles_of_equal_shares_of_the_steps_are_measured(
+    steps, images, pairs
+):
+    step, image, weight = _measured_pairs(ddim(steps, "v_prediction").steps, images)
+    assert list(zip(step.tolist(), image.tolist(), strict=True)) == pairs
+    torch.testing.assert_close(weight, torch.ones_like(weight))
+
+
+@pytest.mark.parametrize("steps", [20, 50, 100])
+def test_of_a_network_that_says_noise_the_loud_steps_are_measured_more_and_count_less(steps):
+    """Eight pairs speak for all: for a change of the output, w times as large in v, and for v."""
+    of_all = ddim(steps, **STABLE_DIFFUSION).steps
+    step, image, weight = _measured_pairs(of_all, 4)
+    assert len(step) == MEASURED and image.tolist() == [0, 1, 2, 3] * 2
+    weight, w = weight.flatten(), of_all.w
+    change = (weight * w[step]).square().mean() / weight.square().mean()
+    assert change.sqrt().item() == pytest.approx(w.square().mean().sqrt().item(), rel=0.01)
+    parts = (weight * w[step]).square()
+    assert parts.max() < parts.sum() / 4  # none decides alone
 
 
 def test_measuring_is_folded_into_memory_and_changes_nothing():
