@@ -568,8 +568,6 @@ def test_an_update_changes_what_the_model_says_by_its_strength_whatever_the_rate
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
-STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-
 
 def measured(model, trajectory, now, before, pairs=None) -> float:
     """The root mean square of what changed in v, over that of what was: at these pairs, each as
